@@ -1,0 +1,3 @@
+"""penjing: large language models on the hardware you have, planned by measurement."""
+
+__version__ = "0.1.0"

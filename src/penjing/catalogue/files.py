@@ -1,0 +1,144 @@
+"""Entries of the catalogue and files of users: read, checked field by field, refused in words."""
+
+from __future__ import annotations
+
+import math
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from penjing.catalogue.shape import Shape
+from penjing.errors import BadFile
+from penjing.figures import Figure
+from penjing.machine import Machine
+
+T = TypeVar("T")
+
+_LIMIT_BYTES = 4 * 2**20  # a description, not a data set
+
+# TOML has no null: what an entry leaves out is unknown
+_UNKNOWN: dict[str, Any] = {
+    "cores": {"physical": None, "logical": None, "usable": None},
+    "isa": [],
+    "memory_total_bytes": None,
+    "memory_available_bytes": None,
+    "memory_limit_bytes": None,
+    "tiers": [],
+}
+_UNITS = {
+    "_bytes_per_s": "bytes per second",
+    "operations_per_s": "operations per second, dense, a multiply-add as 2",
+    "_bytes": "bytes",
+    "_tokens": "tokens",
+    "_seconds": "seconds",
+    "_width": "elements",
+}
+
+
+def read_machine(path: Path) -> Machine:
+    """The machine described in a `.toml` or `.json` file, with the field names of the noun `Machine`.
+
+    What the file leaves out is unknown. Fields that no machine has are refused in TOML, which people
+    write, and passed over in JSON, which `penjing probe --json` writes with more than the noun holds.
+
+    Raises:
+        BadFile: the file cannot be read, is no TOML or JSON, or a field is wrong: which, and how.
+    """
+    data = _load(path)
+    machine = _convert(path, _UNKNOWN | data, Machine)
+    if path.suffix.lower() == ".toml":
+        _refuse_unknown(path, data, msgspec.to_builtins(machine))
+    for where, value in _amounts(machine):
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise _wrong(path, where, f"expected more than 0, got {value}")
+    if not machine.tiers:
+        raise _wrong(path, "tiers", "expected at least one place that weights can be read from")
+    return machine
+
+
+def read_shape(path: Path) -> Shape:
+    """The shape of a model in a `.toml` file, with the field names of `Shape`.
+
+    Raises:
+        BadFile: the file cannot be read, is no TOML, or a field is wrong: which, and what is expected.
+    """
+    return _convert(path, _load(path), Shape)
+
+
+def read_bounded(path: Path, limit_bytes: int) -> bytes:
+    """The content of a file of at most `limit_bytes`; raises BadFile if it is larger or cannot be read."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(limit_bytes + 1)
+    except OSError as error:
+        raise BadFile(f"cannot read `{path}`: {error.strerror}") from error
+    if len(content) > limit_bytes:
+        raise BadFile(f"`{path}` has {path.stat().st_size} bytes, at most {limit_bytes} are believed")
+    return content
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        content = read_bounded(path, _LIMIT_BYTES)
+        if path.suffix.lower() == ".json":
+            data = msgspec.json.decode(content)
+        else:
+            data = tomllib.loads(content.decode())
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise BadFile(f"`{path}` is not {path.suffix[1:].upper()}: {error}") from error
+    if not isinstance(data, dict):
+        raise BadFile(f"`{path}` holds a {type(data).__name__}, expected an object with named fields")
+    return data
+
+
+def _convert(path: Path, data: dict[str, Any], kind: type[T]) -> T:
+    try:
+        return msgspec.convert(data, kind)
+    except msgspec.ValidationError as error:
+        problem, _, place = str(error).partition(" - at `$")
+        problem = problem.removeprefix("Object ")
+        field = re.search(r"field `(\w+)`", problem)
+        where = place.strip("`.")
+        raise _wrong(path, where, problem, field[1] if field else where) from error
+
+
+def _wrong(path: Path, where: str, problem: str, field: str = "") -> BadFile:
+    """The error that says where in a file what is wrong, and the unit of `field` where it has one."""
+    name = (field or where).removesuffix(".value")
+    unit = next((f" (in {unit})" for ending, unit in _UNITS.items() if name.endswith(ending)), "")
+    place = f" at `{where}`" if where else ""
+    return BadFile(f"`{path}`{place}: {problem}{unit}", hint=f"correct it in `{path}`")
+
+
+def _refuse_unknown(path: Path, given: Any, known: Any, where: str = "") -> None:
+    """Raise BadFile at the first field that `known`, what was understood, does not have."""
+    if isinstance(given, list):
+        for i, (one, understood) in enumerate(zip(given, known, strict=True)):
+            _refuse_unknown(path, one, understood, f"{where}[{i}]")
+    elif isinstance(given, dict):
+        for name, value in given.items():
+            place = f"{where}.{name}".lstrip(".")
+            if name not in known:
+                raise _wrong(path, place, f"there is no such field; known are {', '.join(known)}")
+            _refuse_unknown(path, value, known[name], place)
+
+
+def _amounts(machine: Machine) -> Iterator[tuple[str, float | None]]:
+    """Every number that has to be positive where it is known, and the field it stands in."""
+    yield "count", machine.count
+    yield "memory_total_bytes", machine.memory_total_bytes
+    yield "memory_limit_bytes", machine.memory_limit_bytes
+    for i, tier in enumerate(machine.tiers):
+        yield f"tiers[{i}].capacity_bytes", tier.capacity_bytes
+        yield f"tiers[{i}].read_bytes_per_s.value", tier.read_bytes_per_s.value
+        yield f"tiers[{i}].random_read_bytes_per_s.value", _value(tier.random_read_bytes_per_s)
+    for i, compute in enumerate(machine.compute):
+        yield f"compute[{i}].operations_per_s.value", compute.operations_per_s.value
+
+
+def _value(figure: Figure | None) -> float | None:
+    return figure.value if figure else None

@@ -1,0 +1,80 @@
+"""Bytes of a plan by the engine's classes, before anything is loaded."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from penjing.model import Layer, Model, Tensor
+from penjing.plan import Memory, Settings
+
+# bytes per element: f16, and q8_0 with its fp16 scale for each block of 32
+CACHE_ELEMENT_BYTES = {"f16": 2.0, "q8_0": 34 / 32}
+_CELLS = 256  # llama.cpp rounds the cache to this many positions
+_CELL_SEARCH_ROWS = 8  # repacked layouts interleave 8 rows; other matrices stay as they are
+
+
+class Traits(Struct, frozen=True):
+    """What the cost of an engine depends on, as facts of its version and this CPU.
+
+    Units:
+        repacked_types: ggml types that have a repacked kernel on this CPU.
+        base_bytes: the engine itself, without a model. vocabulary_bytes: for each token of the vocabulary.
+    """
+
+    name: str
+    version: str
+    repacked_types: frozenset[str]
+    base_bytes: int
+    vocabulary_bytes: int
+
+
+def predict_memory(model: Model, settings: Settings, traits: Traits) -> Memory:
+    """Memory by class. The cache is exact for known families; buffers are a rule, good to some 30 %."""
+    repacked = sum(t.n_bytes for t in model.tensors if settings.repack and is_repacked(t, traits))
+    private = repacked if settings.mapped else model.n_bytes
+    return Memory(
+        weights_bytes=model.n_bytes if settings.mapped else 0,
+        repacked_bytes=private,
+        cache_bytes=cache_bytes(model, settings),
+        compute_bytes=_compute_bytes(model, settings),
+        base_bytes=traits.base_bytes + traits.vocabulary_bytes * model.vocabulary,
+    )
+
+
+def is_repacked(tensor: Tensor, traits: Traits) -> bool:
+    """The engine has a repacked layout for this tensor: a matrix of a repacked type, 8 rows at a time."""
+    return (
+        tensor.type in traits.repacked_types
+        and tensor.role != "token_embedding"
+        and len(tensor.shape) > 1
+        and tensor.shape[1] % _CELL_SEARCH_ROWS == 0
+    )
+
+
+def cache_bytes(model: Model, settings: Settings) -> int:
+    """KV cache and recurrent state of all layers, in bytes."""
+    element = CACHE_ELEMENT_BYTES[settings.cache_type]
+    return sum(_layer_cache_bytes(layer, settings, element) for layer in model.layers)
+
+
+def _layer_cache_bytes(layer: Layer, settings: Settings, element: float) -> int:
+    positions = settings.context_tokens
+    if layer.window_tokens is not None:
+        positions = min(positions, layer.window_tokens * settings.sequences + settings.micro_batch)
+    cells = -(-positions // _CELLS) * _CELLS
+    state = layer.state_bytes * max(2, settings.sequences)
+    return round((layer.key_width + layer.value_width) * cells * element) + state
+
+
+def _compute_bytes(model: Model, settings: Settings) -> int:
+    """Activations of one micro-batch in F32, the logits of a token, and without flash attention the scores."""
+    feed_forward = max(
+        (t.shape[1] for t in model.tensors if t.role in ("ffn_up", "ffn_gate_up", "expert_up")), default=4 * model.width
+    )
+    heads = max((layer.heads for layer in model.layers), default=0)
+    if any(t.role == "expert_up" for t in model.tensors):
+        feed_forward *= max(1, model.experts_used)
+    activations = settings.micro_batch * 4 * (2 * feed_forward + 6 * model.width)
+    mask = settings.micro_batch * settings.context_tokens * 4
+    scores = heads * mask if settings.flash_attention == "off" else 0
+    return activations + mask + scores + 2 * 4 * model.vocabulary

@@ -1,0 +1,1 @@
+"""Engines: the one seam to the outside. `base` states the contract."""

@@ -1,0 +1,157 @@
+"""llama.cpp's own OpenAI-compatible server, in a child process."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+
+from penjing.engines.process import Child, die_with_parent, pack, read_frame, take_stdout, write_all
+from penjing.errors import EngineDied, EngineError, Unavailable
+from penjing.plan import Settings
+
+
+class Serve(msgspec.Struct, frozen=True):
+    """What the child is asked to serve."""
+
+    path: str
+    settings: Settings
+    host: str
+    port: int
+    alias: str
+
+
+class Up(msgspec.Struct, frozen=True):
+    """The child's answer: the URL it listens on, or the problem."""
+
+    url: str = ""
+    problem: str = ""
+
+
+class LlamaServing:
+    """See `engines.base.Serving`."""
+
+    def __init__(
+        self, model: Path, settings: Settings, *, host: str, port: int, alias: str, start_seconds: float
+    ) -> None:
+        _check_port(host, port)
+        self._child = Child(__name__)
+        try:
+            self._child.send(msgspec.json.encode(Serve(str(model.resolve()), settings, host, port, alias)))
+            document, _ = self._child.receive(start_seconds, f"starting to serve `{model.name}`")
+            up = msgspec.json.decode(document, type=Up)
+            if up.problem:
+                raise EngineError(f"the engine cannot serve `{model.name}`: {self._child.telling_line() or up.problem}")
+        except BaseException:
+            self.close()
+            raise
+        self.url = up.url
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def process_id(self) -> int:
+        return self._child.process.pid
+
+    def wait(self) -> None:
+        """Return when the server ends; it only ends by itself when something went wrong.
+
+        Raises:
+            EngineDied: always, with the engine's own words.
+        """
+        code = self._child.process.wait()
+        said = self._child.telling_line()
+        raise EngineDied(f"the server ended with code {code}" + (f": {said}" if said else ""), hint="start it again")
+
+    def close(self) -> None:
+        self._child.close(grace_seconds=5.0)
+
+
+def _check_port(host: str, port: int) -> None:
+    """Raises Unavailable if `port` is taken; the engine itself would only say that it failed."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise Unavailable(
+                f"cannot listen on {host}:{port}: {error.strerror}", hint="`--port 0` takes a free one"
+            ) from error
+
+
+def parameters(x: Any, serve: Serve) -> Any:
+    """xllamacpp's CommonParams for `serve`."""
+    settings = serve.settings
+    params = x.CommonParams()
+    params.model.path = serve.path
+    params.model_alias = {serve.alias}
+    params.hostname = serve.host if hasattr(params, "hostname") else None
+    params.hostnames = [serve.host]
+    params.port = serve.port
+    params.n_parallel = settings.sequences
+    params.n_ctx = settings.context_tokens
+    params.n_ubatch = settings.micro_batch
+    params.cpuparams.n_threads = settings.threads
+    params.cpuparams_batch.n_threads = settings.prefill_threads
+    params.no_extra_bufts = not settings.repack
+    params.cache_type_k = params.cache_type_v = _cache_types(x)[settings.cache_type]
+    params.flash_attn_type = _flash_attention(x)[settings.flash_attention]
+    params.endpoint_metrics = True
+    params.fit_params = False  # the plan has already counted; a second opinion would lower the context silently
+    params.ui = False
+    return params
+
+
+def _cache_types(x: Any) -> Mapping[str, Any]:
+    return {"f16": x.ggml_type.GGML_TYPE_F16, "q8_0": x.ggml_type.GGML_TYPE_Q8_0}
+
+
+def _flash_attention(x: Any) -> Mapping[str, Any]:
+    kind = x.llama_flash_attn_type
+    return {
+        "auto": kind.LLAMA_FLASH_ATTN_TYPE_AUTO,
+        "on": kind.LLAMA_FLASH_ATTN_TYPE_ENABLED,
+        "off": kind.LLAMA_FLASH_ATTN_TYPE_DISABLED,
+    }
+
+
+def main() -> None:
+    """The child: serve until the owner closes our input."""
+    die_with_parent()
+    out = take_stdout()
+    frame = read_frame(sys.stdin.buffer)
+    if frame is None:
+        return
+    import xllamacpp
+
+    try:
+        server = xllamacpp.Server(parameters(xllamacpp, msgspec.json.decode(frame[0], type=Serve)))
+    except RuntimeError as error:
+        write_all(out, pack(msgspec.json.encode(Up(problem=str(error)))))
+        return
+    write_all(out, pack(msgspec.json.encode(Up(url=server.listening_address))))
+    threading.Thread(target=_exit_at_end_of_input, daemon=True).start()
+    threading.Event().wait()
+
+
+def _exit_at_end_of_input() -> None:
+    sys.stdin.buffer.read()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

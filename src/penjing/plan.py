@@ -1,0 +1,111 @@
+"""How to run a model on a machine, what that is expected to give, and what was turned down."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import Struct, field
+
+from penjing.figures import Estimate
+from penjing.workload import Workload
+
+FlashAttention = Literal["auto", "on", "off"]
+CacheType = Literal["f16", "q8_0"]
+
+
+class Settings(Struct, frozen=True, order=True):
+    """The engine's knobs.
+
+    Units:
+        threads, prefill_threads: compute threads for decode and for prefill.
+        repack: copy weights into the layouts of llama.cpp's repacked kernels (`use_extra_bufts`).
+        micro_batch: tokens in one pass of the prefill.
+        context_tokens: cache positions in all, shared by `sequences` users.
+        mapped: map the file, so that the kernel can drop and re-read weights, instead of reading it into
+            private memory once. With `repack` the map is a second copy of what was repacked.
+    """
+
+    threads: int
+    prefill_threads: int
+    repack: bool = True
+    flash_attention: FlashAttention = "auto"
+    cache_type: CacheType = "f16"
+    micro_batch: int = 512
+    context_tokens: int = 4096
+    sequences: int = 1
+    mapped: bool = True
+
+
+class Memory(Struct, frozen=True):
+    """Bytes by class, as the engine divides them.
+
+    Units:
+        weights_bytes: tensors as they lie in the file (mapped, so the kernel can drop and re-read them).
+        repacked_bytes: weights copied to another layout; they replace mapped ones but cannot be dropped.
+        cache_bytes: KV cache and recurrent state. compute_bytes: activations and logits.
+        base_bytes: the engine itself: libraries, vocabulary, interpreter.
+    """
+
+    weights_bytes: int
+    repacked_bytes: int
+    cache_bytes: int
+    compute_bytes: int
+    base_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        return self.weights_bytes + self.pinned_bytes
+
+    @property
+    def pinned_bytes(self) -> int:
+        """What has to stay in memory even when the weights are read from disk."""
+        return self.repacked_bytes + self.cache_bytes + self.compute_bytes + self.base_bytes
+
+
+class Estimates(Struct, frozen=True):
+    """What a plan is expected to give. `kld` is against the file given, in nats per token."""
+
+    decode_tokens_per_s: Estimate
+    prefill_tokens_per_s: Estimate
+    first_token_seconds: Estimate
+    total_seconds: Estimate
+    memory_bytes: Estimate
+    kld: Estimate
+
+
+class Refusal(Struct, frozen=True):
+    """A candidate that was not chosen, and the reason in words."""
+
+    what: str
+    why: str
+
+
+class Chosen(Struct, frozen=True):
+    """One way to run the model, complete enough to run it."""
+
+    engine: str
+    engine_version: str
+    settings: Settings
+    tensor_types: dict[str, int]
+    n_bytes: int = field(name="bytes")
+    memory: Memory
+    estimate: Estimates
+    is_default: bool
+    from_disk: bool
+    why: str
+
+
+class Plan(Struct, frozen=True):
+    """The answer of a search: the chosen way, the others worth knowing, and what was refused.
+
+    `default` is what the engine would do if nobody chose, estimated in the same way.
+    """
+
+    model: str
+    machine: str
+    workload: Workload
+    chosen: Chosen
+    default: Chosen | None
+    frontier: tuple[Chosen, ...]
+    refused: tuple[Refusal, ...]
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,228 @@
+"""A plan for this computer: read the model, probe the machine, measure, choose. Or for another: choose."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from penjing import store
+from penjing.engines.base import Engine
+from penjing.errors import UsageError
+from penjing.fingerprint import fingerprint
+from penjing.machine import Machine
+from penjing.model import Model
+from penjing.plan import Chosen, Plan, Refusal, Settings
+from penjing.rates import Rates
+from penjing.search import candidates, choose, fit
+from penjing.search.choose import Question
+from penjing.units import MIB, show_bytes, show_number
+from penjing.workload import Workload
+
+Say = Callable[[str], None]
+_MEASURE_SECONDS = 40.0
+_LOAD_BYTES_PER_S = 50 * MIB  # a slow disk; only bounds how long loading may take
+_CELLS = 256
+
+
+class Here(Struct, frozen=True):
+    """A plan for this computer and what it was made from."""
+
+    plan: Plan
+    model: Model
+    path: Path
+    rates: Rates
+
+    @property
+    def chosen(self) -> Chosen:
+        return self.plan.chosen
+
+    @property
+    def start_seconds(self) -> float:
+        """How long loading may take before it counts as hanging."""
+        return start_seconds(self.model)
+
+
+def start_seconds(model: Model) -> float:
+    return 60 + model.n_bytes / _LOAD_BYTES_PER_S
+
+
+def plan_here(
+    path: Path, model: Model, machine: Machine, workload: Workload, engine: Engine, *, fresh: bool = False, say: Say
+) -> Here:
+    """The best measured way to run `model` on this computer.
+
+    Raises:
+        DoesNotFit: no way to run it keeps the memory limit; says what would.
+        EngineError: the engine cannot run the file.
+    """
+    engine.check()
+    question = question_for(model, machine, workload, engine)
+    tried, left = candidates.singles(question.default, model, machine.cores, question.traits, workload)
+    verdict = choose.choose(question, [*tried, choose.unmapped(question.default)])
+    feasible = [c.settings for c in verdict.fitting]
+    if not feasible or verdict.chosen is None:
+        raise _refuse(question, verdict)
+    from_disk = verdict.chosen.from_disk
+    if from_disk:
+        say(_slow_warning(question, verdict.chosen))
+    measured = measure(path, question, engine, _order(question, feasible), from_disk, fresh=fresh, say=say)
+    question = replace(question, rates=measured)
+    combined = candidates.combinations(question.default, _timed(measured, feasible)) if not from_disk else feasible
+    final = choose.choose(question, [*feasible, *_timed(measured, combined)])
+    if final.chosen is None:
+        raise _refuse(question, final)
+    refused = (*_unasked(verdict.refused, final), *final.refused, *left)
+    plan = choose.plan_of(question, final, final.chosen, notes(question, final.chosen))
+    return Here(replace(plan, refused=refused), model, path, measured)
+
+
+def plan_elsewhere(model: Model, machine: Machine, workload: Workload, engine: Engine) -> Plan:
+    """The plan for a machine that is described, not present: from its datasheet alone."""
+    question = question_for(model, machine, workload, engine, budget_bytes=_described_budget(machine, workload))
+    tried, left = candidates.singles(question.default, model, machine.cores, question.traits, workload)
+    verdict = choose.choose(question, [*tried, choose.unmapped(question.default)])
+    if verdict.chosen is None:
+        raise _refuse(question, verdict)
+    plan = choose.plan_of(question, verdict, verdict.chosen, ["speeds are from the datasheet, with assumed efficiency"])
+    return replace(plan, refused=(*verdict.refused, *left))
+
+
+def question_for(
+    model: Model, machine: Machine, workload: Workload, engine: Engine, budget_bytes: int | None = None
+) -> Question:
+    """The question that a workload puts to a machine; the context is rounded up to the engine's 256 positions."""
+    if workload.cache_tokens > model.context_tokens:
+        raise UsageError(
+            f"a context of {workload.cache_tokens} tokens exceeds the {model.context_tokens} of `{model.name}`",
+            hint=f"--context {model.context_tokens}",
+        )
+    context = -(-workload.cache_tokens * workload.users // _CELLS) * _CELLS
+    physical = min(machine.cores.physical or 1, max(1, int(machine.cores.logical or 1)))
+    return Question(
+        model=model,
+        machine=machine,
+        workload=workload,
+        traits=engine.traits(machine.isa),
+        default=engine.default(physical, context, workload.users),
+        budget_bytes=budget_bytes if budget_bytes is not None else _budget(machine, workload),
+    )
+
+
+def measure(
+    path: Path, question: Question, engine: Engine, tried: list[Settings], from_disk: bool, *, fresh: bool, say: Say
+) -> Rates:
+    """Rates that decide the question: from the cache as far as it knows, else by short timings."""
+    from penjing import tune
+
+    name = _cache_name(path, question, from_disk)
+    known = None if fresh else store.recall(name, Rates)
+    rates = known or Rates(question.traits.version, load_average=question.machine.load_average)
+    budget = question.budget_bytes
+    together = budget is None or 2 * question.model.n_bytes < 0.7 * budget
+    with tune.Sessions(
+        engine, path, together=together, start_seconds=start_seconds(question.model), check_weights=not rates.timings
+    ) as sessions:
+        rates = tune.tune(
+            sessions, rates, tried, question.workload, seconds=_MEASURE_SECONDS, patient=from_disk, say=say
+        )
+        if question.workload.max_kld and rates.cache_kld is None and not from_disk:
+            say("measuring what a quantized cache costs in quality")
+            rates = replace(rates, cache_kld=tune.cache_kld(sessions, question.default, sample_text()))
+    if rates != known:
+        store.remember(name, rates)
+    return rates
+
+
+def notes(question: Question, chosen: Chosen) -> list[str]:
+    """What a reader of the plan should know about its figures."""
+    told = []
+    rates, load = question.rates, question.machine.load_average
+    if rates is not None and rates.disturbed:
+        told.append(f"{rates.disturbed} disturbed samples were thrown away: other work takes the cores")
+    if load is not None and load > 0.5 * (question.machine.cores.usable or 1):
+        told.append(f"the load average is {show_number(load)}: speeds will be lower and vary more")
+    if chosen.from_disk:
+        told.append("the weights exceed the memory limit and are read from disk again for every token")
+    if not question.model.known_family:
+        told.append(f"architecture `{question.model.architecture}` is not known: shapes were read from the tensors")
+    return told
+
+
+def sample_text() -> str:
+    """English prose of our own, for measurements that need real text."""
+    return files("penjing").joinpath("data/sample.txt").read_text("utf-8")
+
+
+def _budget(machine: Machine, workload: Workload) -> int | None:
+    """The tightest of what the user allows, what is free, and what the cgroup or the machine has."""
+    known = (workload.memory_bytes, machine.memory_available_bytes, machine.usable_memory_bytes)
+    return min((n for n in known if n is not None), default=None)
+
+
+def _described_budget(machine: Machine, workload: Workload) -> int | None:
+    from penjing.cost.roofline import main_tier
+
+    tier = main_tier(machine)
+    capacity = tier.capacity_bytes if tier else None
+    known = (workload.memory_bytes, capacity * machine.count if capacity else machine.usable_memory_bytes)
+    return min((n for n in known if n is not None), default=None)
+
+
+def _order(question: Question, feasible: list[Settings]) -> list[Settings]:
+    """What to time, the reference first: the default if it fits (its unmapped twin has the same speed)."""
+    twin = choose.unmapped(question.default)
+    if twin in feasible or question.default in feasible:
+        rest = [s for s in feasible if s not in (twin, question.default)]
+        return [question.default, *rest]
+    return feasible
+
+
+def _timed(rates: Rates, settings: list[Settings]) -> list[Settings]:
+    from penjing.rates import Knobs
+
+    return [s for s in settings if rates.points(Knobs.of("prefill", s)) and rates.points(Knobs.of("decode", s))]
+
+
+def _unasked(before: tuple[Refusal, ...], final: choose.Verdict) -> list[Refusal]:
+    told = {r.what for r in final.refused}
+    return [r for r in before if r.what not in told and "limit" in r.why]
+
+
+def _refuse(question: Question, verdict: choose.Verdict) -> Exception:
+    budget, default = question.budget_bytes, verdict.default
+    if budget is not None and all("limit is" in r.why for r in verdict.refused):
+        return fit.does_not_fit(question, budget)
+    reasons = "; ".join(dict.fromkeys(f"{r.what}: {r.why}" for r in verdict.refused))
+    return UsageError(
+        f"no way to run `{question.model.name}` keeps all limits: {reasons}",
+        hint=f"the nearest is {show_number(default.estimate.decode_tokens_per_s.value or 0)} tok/s decode, "
+        f"{show_bytes(default.memory.total_bytes)}; relax a limit",
+    )
+
+
+def _slow_warning(question: Question, chosen: Chosen) -> str:
+    speed = chosen.estimate.decode_tokens_per_s
+    text = f"`{question.model.name}` exceeds the memory limit and will run from disk"
+    if speed.value is None or speed.low is None or speed.high is None:
+        return f"{text}; how fast is not known"
+    return (
+        f"{text}: predicted decode {show_number(speed.value)} tok/s "
+        f"({show_number(speed.low)} to {show_number(speed.high)})"
+    )
+
+
+def _cache_name(path: Path, question: Question, from_disk: bool) -> str:
+    from penjing.tune import load_class
+
+    machine, engine = question.machine, question.traits.version
+    place = f"{machine.cpu} {machine.cores} {machine.memory_total_bytes} {engine}"
+    if from_disk:
+        place += f" disk {question.budget_bytes and question.budget_bytes // (32 * MIB)}"
+    where = hashlib.sha256(place.encode()).hexdigest()[:12]
+    what = fingerprint([Path(f) for f in question.model.files] or [path])
+    return f"rates/{what}-{where}-{load_class()}.json"

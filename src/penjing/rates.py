@@ -1,0 +1,88 @@
+"""What was measured of one model file on one machine with one engine."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import Struct
+
+from penjing.plan import CacheType, FlashAttention, Memory, Settings
+
+Kind = Literal["prefill", "decode"]
+
+
+class Knobs(Struct, frozen=True):
+    """The settings that the speed of one phase depends on; `micro_batch` is 0 for decode."""
+
+    kind: Kind
+    threads: int
+    repack: bool
+    flash_attention: FlashAttention
+    cache_type: CacheType
+    micro_batch: int
+
+    @classmethod
+    def of(cls, kind: Kind, settings: Settings) -> Knobs:
+        prefill = kind == "prefill"
+        return cls(
+            kind,
+            settings.prefill_threads if prefill else settings.threads,
+            settings.repack,
+            settings.flash_attention,
+            settings.cache_type,
+            settings.micro_batch if prefill else 0,
+        )
+
+
+class Timing(Struct, frozen=True):
+    """Seconds that `tokens` tokens took after `depth` others, one number for each sample."""
+
+    knobs: Knobs
+    tokens: int
+    depth: int
+    seconds: tuple[float, ...]
+
+
+class Footprint(Struct, frozen=True):
+    """Memory by class as the engine reported it under `settings`."""
+
+    settings: Settings
+    memory: Memory
+
+
+class Rates(Struct, frozen=True):
+    """Every timing of one model, with the circumstances.
+
+    Units:
+        load_average: of the last minute, when the measuring began.
+        disturbed: samples that were thrown away because other work took the cores.
+        cache_kld: mean KL divergence of a q8_0 cache to an f16 cache in nats per token, if measured.
+    """
+
+    engine_version: str
+    timings: tuple[Timing, ...] = ()
+    footprints: tuple[Footprint, ...] = ()
+    load_average: float | None = None
+    disturbed: int = 0
+    cache_kld: float | None = None
+
+    def add(self, knobs: Knobs, tokens: int, depth: int, seconds: tuple[float, ...]) -> Rates:
+        """These rates and more samples of one point."""
+        same = [t for t in self.timings if (t.knobs, t.tokens, t.depth) == (knobs, tokens, depth)]
+        others = tuple(t for t in self.timings if t not in same)
+        joined = sum((t.seconds for t in same), ()) + seconds
+        return _replace(self, timings=(*others, Timing(knobs, tokens, depth, joined)))
+
+    def with_footprint(self, settings: Settings, memory: Memory) -> Rates:
+        others = tuple(f for f in self.footprints if f.settings != settings)
+        return _replace(self, footprints=(*others, Footprint(settings, memory)))
+
+    def points(self, knobs: Knobs) -> tuple[Timing, ...]:
+        """All timings of one phase under one setting."""
+        return tuple(t for t in self.timings if t.knobs == knobs)
+
+
+def _replace(rates: Rates, **changes: object) -> Rates:
+    from msgspec.structs import replace
+
+    return replace(rates, **changes)

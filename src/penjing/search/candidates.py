@@ -1,0 +1,103 @@
+"""Settings that are worth a measurement, one knob away from the engine's default, and their combinations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import product
+from statistics import median
+from typing import TypeVar
+
+from msgspec.structs import replace
+
+from penjing.cost.memory import Traits, is_repacked
+from penjing.machine import Cores
+from penjing.model import Model
+from penjing.plan import FlashAttention, Refusal, Settings
+from penjing.rates import Knobs, Rates
+from penjing.workload import Workload
+
+T = TypeVar("T")
+
+
+def thread_counts(cores: Cores) -> list[int]:
+    """Counts to try, most promising first: what may be used, all logical, one less, half, one.
+
+    More threads than cores that we may use only wait for each other at barriers.
+    """
+    usable = max(1, int(cores.usable or cores.logical or 1))
+    physical = min(cores.physical or usable, usable)
+    wanted = [physical, usable, physical - 1, physical // 2, 1]
+    return list(dict.fromkeys(n for n in wanted if n >= 1))
+
+
+def singles(
+    default: Settings, model: Model, cores: Cores, traits: Traits, workload: Workload
+) -> tuple[list[Settings], list[Refusal]]:
+    """The default and its neighbours by one knob, and why some knobs are left alone."""
+    found, refused = [default], []
+    frugal = replace(default, mapped=not default.repack)
+    if any(is_repacked(t, traits) for t in model.tensors):
+        found.append(replace(default, repack=not default.repack, mapped=default.repack))
+    else:
+        refused.append(Refusal("repacking on", "no tensor of this file has a type with a repacked kernel"))
+    flash: Sequence[FlashAttention] = ("off",) if default.flash_attention != "off" else ("auto",)
+    found += [replace(frugal, flash_attention=choice) for choice in flash]
+    found += [replace(frugal, threads=n, prefill_threads=n) for n in thread_counts(cores) if n != default.threads]
+    if workload.max_kld:
+        found.append(replace(frugal, cache_type="q8_0"))
+    else:
+        refused.append(Refusal("cache type q8_0", "it changes the answers a little; allow it with `--max-kld 0.01`"))
+    return found, refused
+
+
+def combinations(default: Settings, tried: Iterable[Settings]) -> list[Settings]:
+    """Every product of the knob values among `tried`; threads are chosen for each phase by itself.
+
+    Without flash attention the engine refuses a quantized V cache, so that pair is left out.
+    """
+    known = [default, *tried]
+    knobs = product(
+        _values(s.threads for s in known),
+        _values(s.prefill_threads for s in known),
+        _values(s.repack for s in known),
+        _values(s.flash_attention for s in known),
+        _values(s.cache_type for s in known),
+        _values(s.micro_batch for s in known),
+    )
+    return [
+        replace(default, threads=t, prefill_threads=p, repack=r, mapped=not r, flash_attention=f, cache_type=c,
+                micro_batch=m)  # fmt: skip
+        for t, p, r, f, c, m in knobs
+        if not (f == "off" and c != "f16")
+    ]
+
+
+def composed(rates: Rates, default: Settings, settings: Settings) -> Rates:
+    """`rates` with a guess for `settings`: the default's times, scaled by what each single knob changed."""
+    for kind in ("prefill", "decode"):
+        knobs, base = Knobs.of(kind, settings), Knobs.of(kind, default)
+        if rates.points(knobs):
+            continue
+        for point in rates.points(base):
+            factor = 1.0
+            for single in _steps(kind, base, knobs):
+                factor *= _ratio(rates, single, base, point.tokens, point.depth)
+            rates = rates.add(knobs, point.tokens, point.depth, tuple(s * factor for s in point.seconds))
+    return rates
+
+
+def _steps(kind: str, base: Knobs, target: Knobs) -> list[Knobs]:
+    names = [n for n in Knobs.__struct_fields__ if n != "kind" and getattr(base, n) != getattr(target, n)]
+    return [replace(base, **{name: getattr(target, name)}) for name in names]
+
+
+def _ratio(rates: Rates, single: Knobs, base: Knobs, tokens: int, depth: int) -> float:
+    """Median of the single over that of the base at the nearest point that both have."""
+    mine = {(t.tokens, t.depth): median(t.seconds) for t in rates.points(single)}
+    theirs = {(t.tokens, t.depth): median(t.seconds) for t in rates.points(base)}
+    shared = sorted(mine.keys() & theirs.keys(), key=lambda p: (abs(p[1] - depth), abs(p[0] - tokens)))
+    return mine[shared[0]] / theirs[shared[0]] if shared else 1.0
+
+
+def _values(values: Iterable[T]) -> list[T]:
+    return list(dict.fromkeys(values))

@@ -1,0 +1,288 @@
+"""The choice: what fits, what it costs, which one wins, and why not the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from penjing.cost import roofline, speed
+from penjing.cost.memory import Traits, predict_memory
+from penjing.figures import Estimate
+from penjing.machine import Machine
+from penjing.model import Model
+from penjing.plan import Chosen, Estimates, Memory, Plan, Refusal, Settings
+from penjing.rates import Rates
+from penjing.units import show_bytes, show_number, show_seconds
+from penjing.workload import Workload
+
+_LEAST_GAIN = 0.03  # a plan that saves less than this is not worth leaving the default for
+_BUFFER_DOUBT = 0.3  # half-width of the interval of what is not exact: buffers and the engine's base
+
+
+class Question(Struct, frozen=True):
+    """All that a choice depends on. `budget_bytes` is the hard limit, None where nobody knows one."""
+
+    model: Model
+    machine: Machine
+    workload: Workload
+    traits: Traits
+    default: Settings
+    budget_bytes: int | None
+    rates: Rates | None = None
+
+
+class Verdict(Struct, frozen=True):
+    """The choice with the plans that fit and those that were refused; `chosen` is None if nothing fits."""
+
+    chosen: Chosen | None
+    default: Chosen
+    fitting: tuple[Chosen, ...]
+    refused: tuple[Refusal, ...]
+
+
+def choose(question: Question, candidates: Iterable[Settings]) -> Verdict:
+    """The candidate with the least time for the workload that keeps every limit."""
+    default = appraise(question, question.default)
+    refused, fitting = [], []
+    for settings in dict.fromkeys([question.default, *candidates]):
+        candidate = default if settings == question.default else appraise(question, settings)
+        why = why_not(question, candidate)
+        if why:
+            refused.append(Refusal(describe(settings, question.default), why))
+        else:
+            fitting.append(candidate)
+    winner = _winner(question, default, fitting)
+    for candidate in fitting:
+        if winner is not None and candidate.settings != winner.settings:
+            refused.append(Refusal(describe(candidate.settings, question.default), _slower(candidate, winner)))
+    return Verdict(winner, default, tuple(fitting), tuple(refused))
+
+
+def appraise(question: Question, settings: Settings) -> Chosen:
+    """What `settings` cost and give, whether they fit or not."""
+    memory = memory_of(question, settings)
+    from_disk = question.budget_bytes is not None and memory.total_bytes > question.budget_bytes and settings.mapped
+    return Chosen(
+        engine=question.traits.name,
+        engine_version=question.traits.version,
+        settings=settings,
+        tensor_types=question.model.tensor_types,
+        n_bytes=question.model.n_bytes,
+        memory=memory,
+        estimate=_estimates(question, settings, memory, from_disk),
+        is_default=settings == question.default,
+        from_disk=from_disk,
+        why="",
+    )
+
+
+def memory_of(question: Question, settings: Settings) -> Memory:
+    """Predicted memory, corrected by what the engine reported under the same knobs."""
+    predicted = predict_memory(question.model, settings, question.traits)
+    for seen in question.rates.footprints if question.rates else ():
+        here = replace(seen.settings, context_tokens=settings.context_tokens, threads=settings.threads,
+                       prefill_threads=settings.prefill_threads, mapped=settings.mapped)  # fmt: skip
+        if here == settings and seen.settings.mapped == settings.mapped:
+            then = predict_memory(question.model, seen.settings, question.traits)
+            return Memory(
+                weights_bytes=seen.memory.weights_bytes,
+                repacked_bytes=seen.memory.repacked_bytes,
+                cache_bytes=predicted.cache_bytes,
+                compute_bytes=max(0, seen.memory.compute_bytes + predicted.compute_bytes - then.compute_bytes),
+                base_bytes=seen.memory.base_bytes,
+            )
+    return predicted
+
+
+def why_not(question: Question, candidate: Chosen) -> str:
+    """Why a candidate breaks a limit, empty if it keeps them all."""
+    workload, memory, budget = question.workload, candidate.memory, question.budget_bytes
+    if budget is not None and memory.total_bytes > budget:
+        need = f"it needs {show_bytes(memory.total_bytes)}, the limit is {show_bytes(budget)}"
+        if not workload.allow_disk:
+            return need
+        if memory.pinned_bytes > budget:
+            return f"{need}, and {show_bytes(memory.pinned_bytes)} of it cannot be read from disk"
+    limits = (
+        (workload.min_decode_tokens_per_s, candidate.estimate.decode_tokens_per_s, "decode of {} tok/s is under {}", -1),
+        (workload.max_first_token_seconds, candidate.estimate.first_token_seconds, "first token after {} s exceeds {}", 1),
+        (workload.max_kld, candidate.estimate.kld, "KL divergence of {} exceeds {}", 1),
+    )  # fmt: skip
+    for limit, estimate, text, sign in limits:
+        if limit is not None and estimate.value is not None and sign * (estimate.value - limit) > 0:
+            return text.format(show_number(estimate.value), show_number(limit))
+    if candidate.settings.cache_type != question.default.cache_type and candidate.estimate.kld.value is None:
+        return "it changes the answers and by how much is not known"
+    return ""
+
+
+def describe(settings: Settings, default: Settings) -> str:
+    """`settings` in words, by what differs from the default."""
+    if settings == default:
+        return "the engine's default"
+    words = [
+        (settings.repack != default.repack, f"repacking {'on' if settings.repack else 'off'}"),
+        (settings.flash_attention != default.flash_attention, f"flash attention {settings.flash_attention}"),
+        (settings.cache_type != default.cache_type, f"cache type {settings.cache_type}"),
+        (settings.threads != default.threads, f"{settings.threads} decode threads"),
+        (settings.prefill_threads != default.prefill_threads, f"{settings.prefill_threads} prefill threads"),
+        (settings.micro_batch != default.micro_batch, f"micro-batch {settings.micro_batch}"),
+        (settings.context_tokens != default.context_tokens, f"context {settings.context_tokens}"),
+    ]
+    told = [text for differs, text in words if differs]
+    return ", ".join(told) or "the engine's default, read into memory instead of mapped"
+
+
+def _winner(question: Question, default: Chosen, fitting: Sequence[Chosen]) -> Chosen | None:
+    """The fastest; but the engine's default, where it fits, yields only to a gain that is outside the noise."""
+    if not fitting:
+        return None
+    best = min(fitting, key=lambda c: (c.estimate.total_seconds.value or float("inf"), c.memory.total_bytes))
+    home = _home(question, fitting)
+    if home is None:
+        return replace(best, why=_why(best, default, default_fits=False))
+    if gain(question, best, home) > 0:
+        return replace(best, why=_why(best, default, default_fits=True))
+    return replace(home, why=_why_home(home, default))
+
+
+def _home(question: Question, fitting: Sequence[Chosen]) -> Chosen | None:
+    """The engine's default, or its twin of the same speed and half the memory where that exists."""
+    twins = [c for c in fitting if c.settings in (question.default, unmapped(question.default))]
+    return min(twins, key=lambda c: c.memory.total_bytes, default=None)
+
+
+def gain(question: Question, candidate: Chosen, default: Chosen) -> float:
+    """Seconds saved beyond the noise, for the whole request; not positive means no gain that can be trusted."""
+    rates, workload = question.rates, question.workload
+    if rates is None:
+        return 0.0
+    mine = speed.total_seconds(rates, candidate.settings, workload.prompt_tokens, workload.answer_tokens)
+    theirs = speed.total_seconds(rates, default.settings, workload.prompt_tokens, workload.answer_tokens)
+    if mine is None or theirs is None:
+        return 0.0
+    saved = theirs.minus(mine)
+    return saved.value - max(2 * saved.error, _LEAST_GAIN * theirs.value)
+
+
+def unmapped(default: Settings) -> Settings:
+    """The default with its weights read once instead of mapped: same kernels; mapped, repacking keeps two copies."""
+    return replace(default, mapped=not default.repack)
+
+
+def _estimates(question: Question, settings: Settings, memory: Memory, from_disk: bool) -> Estimates:
+    workload, rates = question.workload, question.rates
+    prefill = decode = None
+    if rates is not None:
+        prefill = speed.prefill_seconds(rates, settings, workload.prompt_tokens)
+        decode = speed.decode_seconds(rates, settings, workload.prompt_tokens, workload.answer_tokens)
+    if prefill is None or decode is None:
+        return _unmeasured(question, settings, memory, from_disk)
+    return Estimates(
+        decode_tokens_per_s=decode.per(workload.answer_tokens),
+        prefill_tokens_per_s=prefill.per(workload.prompt_tokens),
+        first_token_seconds=prefill.estimate(),
+        total_seconds=(prefill + decode).estimate(),
+        memory_bytes=_memory_estimate(memory, measured=bool(rates and rates.footprints)),
+        kld=_kld(settings, rates),
+    )
+
+
+def _unmeasured(question: Question, settings: Settings, memory: Memory, from_disk: bool) -> Estimates:
+    model, machine, workload = question.model, question.machine, question.workload
+    depth = workload.prompt_tokens + workload.answer_tokens / 2
+    decode = roofline.decode_rate(model, machine, depth, settings.cache_type)
+    prefill = roofline.prefill_rate(model, machine)
+    disk = machine.tier("disk")
+    if from_disk and question.budget_bytes is not None:
+        room = question.budget_bytes - memory.pinned_bytes
+        decode = roofline.disk_decode_rate(model, disk, room) if disk else Estimate.unknown()
+        passes = -(-workload.prompt_tokens // settings.micro_batch)
+        prefill = decode.map(lambda rate: rate * workload.prompt_tokens / passes)
+    first = prefill.map(lambda rate: workload.prompt_tokens / rate)
+    rest = decode.map(lambda rate: workload.answer_tokens / rate)
+    return Estimates(
+        decode_tokens_per_s=decode,
+        prefill_tokens_per_s=prefill,
+        first_token_seconds=first,
+        total_seconds=_sum(first, rest),
+        memory_bytes=_memory_estimate(memory, measured=False),
+        kld=_kld(settings, question.rates),
+    )
+
+
+def _sum(one: Estimate, other: Estimate) -> Estimate:
+    if None in (one.value, one.low, one.high, other.value, other.low, other.high):
+        return Estimate.unknown()
+    assert one.value and one.low and one.high and other.value and other.low and other.high
+    return Estimate(one.value + other.value, one.low + other.low, one.high + other.high, one.source)
+
+
+def _memory_estimate(memory: Memory, *, measured: bool) -> Estimate:
+    doubt = (0.1 if measured else _BUFFER_DOUBT) * (memory.compute_bytes + memory.base_bytes)
+    total = memory.total_bytes
+    # a freshly made cache is only counted by the system once it is filled
+    low = total - doubt - memory.cache_bytes
+    return Estimate(total, low, total + doubt, "measured" if measured else "assumed")
+
+
+def _kld(settings: Settings, rates: Rates | None) -> Estimate:
+    """Against the file given: nothing changes but the cache type, whose effect is measured or unknown."""
+    if settings.cache_type == "f16":
+        return Estimate.exact(0.0, "assumed")
+    if rates is None or rates.cache_kld is None:
+        return Estimate.unknown()
+    return Estimate(rates.cache_kld, 0.5 * rates.cache_kld, 2 * rates.cache_kld, "measured")
+
+
+def _why(best: Chosen, default: Chosen, *, default_fits: bool) -> str:
+    mine, theirs = best.estimate.total_seconds.value, default.estimate.total_seconds.value
+    what = describe(best.settings, default.settings)
+    if not default_fits:
+        return f"{what}: the fastest within the limits; the engine's default needs {show_bytes(default.memory.total_bytes)}"
+    if mine is None or theirs is None:
+        return what
+    return f"{what}: {show_seconds(mine)} for the workload, the engine's default {show_seconds(theirs)}"
+
+
+def _why_home(home: Chosen, default: Chosen) -> str:
+    why = "nothing that was measured beats the engine's default outside the noise"
+    if home.estimate.total_seconds.source != "measured":
+        why = "the engine's default; nothing was measured"
+    saved = default.memory.total_bytes - home.memory.total_bytes
+    return f"{why}; weights read once instead of mapped save {show_bytes(saved)}" if saved > 0 else why
+
+
+def _slower(candidate: Chosen, winner: Chosen) -> str:
+    mine, best = candidate.estimate.total_seconds.value, winner.estimate.total_seconds.value
+    if mine is None or best is None:
+        return f"it needs {show_bytes(candidate.memory.total_bytes)}, the chosen {show_bytes(winner.memory.total_bytes)}"
+    if mine <= best:
+        return f"{show_seconds(mine)} against {show_seconds(best)}: a difference within the noise"
+    return f"{show_seconds(mine)} for the workload, the chosen {show_seconds(best)}"
+
+
+def plan_of(question: Question, verdict: Verdict, chosen: Chosen, notes: Iterable[str] = ()) -> Plan:
+    """The full answer, with the plans that no other beats in both time and memory as its frontier."""
+    return Plan(
+        model=question.model.name,
+        machine=question.machine.name,
+        workload=question.workload,
+        chosen=chosen,
+        default=verdict.default,
+        frontier=tuple(frontier([chosen, *verdict.fitting])),
+        refused=verdict.refused,
+        notes=tuple(notes),
+    )
+
+
+def frontier(candidates: Iterable[Chosen]) -> list[Chosen]:
+    """Those that no other candidate beats in total time and memory together, fastest first."""
+    timed = {c.settings: c for c in reversed(list(candidates)) if c.estimate.total_seconds.value is not None}
+    kept: list[Chosen] = []
+    for c in sorted(timed.values(), key=lambda c: (c.estimate.total_seconds.value or 0, c.memory.total_bytes)):
+        if not kept or c.memory.total_bytes < kept[-1].memory.total_bytes:
+            kept.append(c)
+    return kept

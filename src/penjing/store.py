@@ -1,0 +1,107 @@
+"""Files of our own: the cache folder, atomic writes, and reads that shrug at damage."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from penjing.errors import BadFile, Unavailable, UserError
+
+T = TypeVar("T")
+
+
+def cache_dir() -> Path:
+    """`$PENJING_CACHE`, or `penjing` in the user's cache folder."""
+    chosen = os.environ.get("PENJING_CACHE")
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "penjing"
+
+
+def remember(name: str, value: object) -> bool:
+    """Keep `value` as JSON under `name` in the cache; False if the folder cannot be written.
+
+    A cache is a convenience: a full or read-only disk must not stop the work.
+    """
+    try:
+        write_atomically(cache_dir() / name, msgspec.json.format(msgspec.json.encode(value)))
+    except UserError:
+        return False
+    return True
+
+
+def recall(name: str, kind: type[T]) -> T | None:
+    """The value kept under `name`, or None if there is none, or it is damaged or of an older form."""
+    try:
+        return msgspec.json.decode((cache_dir() / name).read_bytes(), type=kind)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def read_json(path: Path, kind: type[T]) -> T:
+    """The value in a JSON file that the user names.
+
+    Raises:
+        BadFile: the file cannot be read, or its content is not a `kind`; says where.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except OSError as error:
+        raise BadFile(f"cannot read `{path}`: {error.strerror}") from error
+    except msgspec.DecodeError as error:
+        raise BadFile(f"`{path}` is not a {kind.__name__}: {error}", hint=f"`penjing {kind.__name__.lower()} --help` shows how to make one") from error
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write `content` so that `path` holds either what it held before or all of it.
+
+    Raises:
+        Unavailable: no space, no permission.
+    """
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its place, flushed to disk, when the block succeeds.
+
+    Raises:
+        Unavailable: no space, no permission.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        _flush(temporary)
+        temporary.replace(path)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _unwritable(path: Path, error: OSError) -> Unavailable:
+    hint = "free some space, or name another folder: `PENJING_CACHE=/path/with/space`"
+    if error.errno != errno.ENOSPC:
+        hint = "name a folder that you may write to: `PENJING_CACHE=/path`"
+    return Unavailable(f"cannot write `{path}`: {error.strerror}", hint=hint)

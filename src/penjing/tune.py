@@ -1,0 +1,220 @@
+"""Short, interleaved measurements of the real model under the settings that are worth it.
+
+Rounds go A B C A B C, so that a change of the machine's pace hits all alike. A sample whose threads did
+not get their cores is thrown away and taken again. What is hopeless after the cheap first look is not
+measured further, so that the time goes to where the decision is.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from statistics import median
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, Self
+
+from msgspec.structs import replace
+
+from penjing.cost import speed
+from penjing.engines.base import Engine, Sample, Session
+from penjing.plan import Settings
+from penjing.rates import Knobs, Rates
+from penjing.search import candidates
+from penjing.workload import Workload
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Kind = Literal["prefill", "decode"]
+_SHORT, _STEPS, _NEAR, _DEEP = 32, 8, 64, 1024  # tokens of a short prefill, of a decode sample; depths
+_LONGEST_SAMPLE_SECONDS = 1.5
+_HOPELESS = 1.25  # slower than the default by this factor in both phases: not looked at again
+_ROUNDS = 3
+_LEAST_CPU_SHARE = 0.7  # of wall × threads; spinning threads that run reach nearly 1
+
+
+class Sessions:
+    """One child process for each way to lay out the weights; only one at a time if memory is short."""
+
+    def __init__(
+        self, engine: Engine, model: Path, *, together: bool, start_seconds: float, check_weights: bool
+    ) -> None:
+        self._engine, self._model, self._check = engine, model, check_weights
+        self._together, self._start_seconds = together, start_seconds
+        self._open: dict[bool, Session] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        while self._open:
+            self._open.popitem()[1].__exit__(None, None, None)
+
+    def under(self, settings: Settings) -> Session:
+        """A session that runs `settings`."""
+        settings = replace(settings, mapped=not settings.repack)
+        session = self._open.get(settings.repack)
+        if session is None:
+            if not self._together:
+                self.close()
+            session = self._engine.open(
+                self._model, settings, start_seconds=self._start_seconds, check_weights=self._check
+            )
+            self._check = False  # once is enough for a file
+            self._open[settings.repack] = session
+        session.configure(settings)
+        return session
+
+
+class Tuner:
+    """Collects `rates` until they decide, or until the time is over."""
+
+    def __init__(self, sessions: Sessions, rates: Rates, *, seconds: float, patient: bool = False) -> None:
+        """`patient`: weights come from disk, so waiting is no sign of disturbance and samples stay small."""
+        self.rates = rates
+        self._sessions = sessions
+        self._deadline = time.monotonic() + seconds
+        self._patient = patient
+        self._long = _SHORT
+        self._steps = 2 if patient else _STEPS
+
+    def look(self, tried: Sequence[Settings]) -> list[Settings]:
+        """The cheap points of all of `tried` (the default first); returns those worth a longer look."""
+        default = tried[0]
+        for _ in range(1 if self._patient else 2):
+            for settings in tried:
+                if settings == default or not self._over():
+                    self._take("prefill", settings, _SHORT, 0)
+                    self._take("decode", settings, self._steps, _NEAR)
+        seconds = median(self._seconds(Knobs.of("prefill", default), _SHORT, 0))
+        while not self._patient and self._long < 512 and 2 * self._long * seconds / _SHORT < _LONGEST_SAMPLE_SECONDS:
+            self._long *= 2
+        return [s for s in tried if s == default or not self._hopeless(s, default)]
+
+    def rounds(self, tried: Sequence[Settings], count: int = _ROUNDS) -> None:
+        """Every point of `tried`, `count` times in turn."""
+        default = tried[0]
+        for _ in range(count):
+            for settings in tried:
+                for kind, tokens, depth in self._points(settings, default):
+                    if self._over():
+                        return
+                    self._take(kind, settings, tokens, depth)
+
+    def _points(self, settings: Settings, default: Settings) -> Iterable[tuple[Kind, int, int]]:
+        yield "prefill", _SHORT, 0
+        if self._long > _SHORT:
+            yield "prefill", self._long, 0
+        yield "decode", self._steps, _NEAR
+        if settings.repack == default.repack and not self._patient:  # attention does not see the layout
+            yield "prefill", self._long, _DEEP
+            yield "decode", self._steps, _DEEP
+
+    def _take(self, kind: Kind, settings: Settings, tokens: int, depth: int) -> None:
+        knobs = Knobs.of(kind, settings)
+        session = self._sessions.under(replace(settings, context_tokens=_DEEP + 1024))
+        self.rates = self.rates.with_footprint(session.settings, session.memory)
+        for _ in range(2):
+            sample = session.time(kind, tokens, depth, 1)[0]
+            if self._patient or not disturbed(sample, knobs.threads):
+                break
+            self.rates = replace(self.rates, disturbed=self.rates.disturbed + 1)
+        self.rates = self.rates.add(knobs, tokens, depth, (sample.seconds,))
+
+    def _seconds(self, knobs: Knobs, tokens: int, depth: int) -> tuple[float, ...]:
+        return next(t.seconds for t in self.rates.points(knobs) if (t.tokens, t.depth) == (tokens, depth))
+
+    def _hopeless(self, settings: Settings, default: Settings) -> bool:
+        slower = []
+        for kind, tokens, depth in (("prefill", _SHORT, 0), ("decode", self._steps, _NEAR)):
+            mine, theirs = Knobs.of(kind, settings), Knobs.of(kind, default)  # type: ignore[arg-type]
+            if not self.rates.points(mine):
+                return True
+            slower.append(min(self._seconds(mine, tokens, depth)) / min(self._seconds(theirs, tokens, depth)))
+        return min(slower) > _HOPELESS
+
+    def _over(self) -> bool:
+        return time.monotonic() > self._deadline
+
+
+def disturbed(sample: Sample, threads: int) -> bool:
+    """Other work took the cores: the threads got much less CPU time than they waited."""
+    return sample.cpu_seconds < _LEAST_CPU_SHARE * threads * sample.seconds
+
+
+def tune(
+    sessions: Sessions,
+    rates: Rates,
+    tried: Sequence[Settings],
+    workload: Workload,
+    *,
+    seconds: float,
+    patient: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> Rates:
+    """Rates that decide between `tried` (the engine's default first) and their combinations."""
+    default = tried[0]
+    tuner = Tuner(sessions, rates, seconds=seconds, patient=patient)
+    if not rates.timings:
+        say(f"measuring {len(tried)} ways to run the model")
+        hopeful = tuner.look(tried)
+        tuner.rounds(hopeful, count=1 if patient else _ROUNDS)
+    best = shortlist(tuner.rates, default, tried, workload)
+    if not all(tuner.rates.points(Knobs.of(kind, best)) for kind in ("prefill", "decode")):  # type: ignore[arg-type]
+        say("measuring the most promising combination")
+        tuner.look([default, best])
+        tuner.rounds([default, best])
+    return tuner.rates
+
+
+def shortlist(rates: Rates, default: Settings, tried: Sequence[Settings], workload: Workload) -> Settings:
+    """The combination that should be fastest for the workload, judged by what each knob did alone."""
+    best, least = default, float("inf")
+    measured = [s for s in tried if rates.points(Knobs.of("decode", s)) and rates.points(Knobs.of("prefill", s))]
+    for settings in candidates.combinations(default, measured):
+        guess = candidates.composed(rates, default, settings)
+        seconds = speed.total_seconds(guess, settings, workload.prompt_tokens, workload.answer_tokens)
+        if seconds is not None and seconds.value < least:
+            best, least = settings, seconds.value
+    return best
+
+
+def cache_kld(sessions: Sessions, default: Settings, text: str, tokens: int = 256) -> float:
+    """Mean KL divergence in nats per token of a q8_0 cache to the f16 cache, on `text`."""
+    settings = replace(default, context_tokens=tokens)
+    session = sessions.under(settings)
+    ids = session.tokenize(text)[:tokens]
+    reference = [rows.copy() for rows in session.logits(ids)]
+    quantized = sessions.under(replace(settings, cache_type="q8_0"))
+    sums = [_kld(a, b) for a, b in zip(reference, quantized.logits(ids), strict=True)]
+    return float(sum(sums) / len(ids))
+
+
+def _kld(reference: np.ndarray, other: np.ndarray) -> float:
+    """Sum over rows of KL(softmax(reference) ‖ softmax(other)); both of shape (rows, vocabulary)."""
+    import numpy as np
+
+    p, q = (_log_softmax(x.astype(np.float64)) for x in (reference, other))
+    return float((np.exp(p) * (p - q)).sum())
+
+
+def _log_softmax(x: np.ndarray) -> np.ndarray:
+    import numpy as np
+
+    shifted = x - x.max(axis=1, keepdims=True)
+    result: np.ndarray = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return result
+
+
+def load_class() -> str:
+    """`quiet` or `busy`: measurements under load do not hold without it, and the other way round."""
+    if not hasattr(os, "getloadavg"):
+        return "quiet"
+    return "busy" if os.getloadavg()[0] > 0.5 * (os.cpu_count() or 1) else "quiet"

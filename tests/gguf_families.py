@@ -360,3 +360,11 @@ FAMILIES: dict[str, Tiny] = {
         },
     ),
 }
+
+
+def changed(family: str, tensors: Shapes | None = None, **keys: Value | None) -> Tiny:
+    """A family's model with other keys (`attention__head_count=3`; None takes one away) and tensors."""
+    model = FAMILIES[family]
+    renamed = {key.replace("__", "."): value for key, value in keys.items()}
+    kept = {key: value for key, value in {**model.keys, **renamed}.items() if value is not None}
+    return Tiny(model.architecture, kept, {**model.tensors, **(tensors or {})})

@@ -211,7 +211,7 @@ def test_big_endian():
 
     assert _refusal(Path("m.gguf")) == (
         "`m.gguf` is big endian, made for another kind of machine",
-        "gguf-convert-endian m.gguf little",
+        "pip install gguf && gguf-convert-endian m.gguf little",
     )
 
 

@@ -164,6 +164,14 @@ def test_index_and_shards_disagree(tmp_path: Path) -> None:
         read_folder(folder)
 
 
+@pytest.mark.parametrize("name", ["a" * 301, "a\x1b[31m", "a\nb", "\u202e"])
+def test_names_that_would_spoil_a_terminal(name: str, tmp_path: Path) -> None:
+    """A name with control characters, or without end, is refused and not printed as it is."""
+    with pytest.raises(BadFile, match="is no name of a tensor") as caught:
+        read_header(write_file(tmp_path / "x", header({name: ["U8", 1]}), 1))
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 400
+
+
 def test_unreadable_file(tmp_path: Path) -> None:
     """A directory in the place of a file is said to be one."""
     (tmp_path / "x").mkdir()

@@ -1,8 +1,8 @@
 """Numbers that know where they come from.
 
-    Figure       one value and its source
-    Estimate     a predicted value between a low and a high
-    Measurement  a measured value with the number of samples and their spread
+Figure       one value and its source
+Estimate     a predicted value between a low and a high
+Measurement  a measured value with the number of samples and their spread
 """
 
 from __future__ import annotations

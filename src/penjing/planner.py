@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable
 from importlib.resources import files
@@ -17,6 +18,7 @@ from penjing.fingerprint import fingerprint
 from penjing.machine import Machine
 from penjing.model import Model
 from penjing.plan import Chosen, Plan, Refusal, Settings
+from penjing.progress import bar
 from penjing.rates import Rates
 from penjing.search import candidates, choose, fit
 from penjing.search.choose import Question
@@ -27,15 +29,19 @@ Say = Callable[[str], None]
 _MEASURE_SECONDS = 40.0
 _LOAD_BYTES_PER_S = 50 * MIB  # a slow disk; only bounds how long loading may take
 _CELLS = 256
+_BUSY_SHARE = 0.25
 
 
 class Here(Struct, frozen=True):
     """A plan for this computer and what it was made from."""
 
     plan: Plan
-    model: Model
     path: Path
-    rates: Rates
+    question: Question
+
+    @property
+    def model(self) -> Model:
+        return self.question.model
 
     @property
     def chosen(self) -> Chosen:
@@ -52,7 +58,14 @@ def start_seconds(model: Model) -> float:
 
 
 def plan_here(
-    path: Path, model: Model, machine: Machine, workload: Workload, engine: Engine, *, fresh: bool = False, say: Say
+    path: Path,
+    model: Model,
+    machine: Machine,
+    workload: Workload,
+    engine: Engine,
+    *,
+    fresh: bool = False,
+    say: Say,
 ) -> Here:
     """The best measured way to run `model` on this computer.
 
@@ -63,7 +76,7 @@ def plan_here(
     engine.check()
     question = question_for(model, machine, workload, engine)
     tried, left = candidates.singles(question.default, model, machine.cores, question.traits, workload)
-    verdict = choose.choose(question, [*tried, choose.unmapped(question.default)])
+    verdict = choose.choose(question, tried)
     feasible = [c.settings for c in verdict.fitting]
     if not feasible or verdict.chosen is None:
         raise _refuse(question, verdict)
@@ -72,23 +85,31 @@ def plan_here(
         say(_slow_warning(question, verdict.chosen))
     measured = measure(path, question, engine, _order(question, feasible), from_disk, fresh=fresh, say=say)
     question = replace(question, rates=measured)
-    combined = candidates.combinations(question.default, _timed(measured, feasible)) if not from_disk else feasible
+    combined = (
+        candidates.combinations(question.default, _timed(measured, feasible), question.repacks)
+        if not from_disk
+        else feasible
+    )
     final = choose.choose(question, [*feasible, *_timed(measured, combined)])
     if final.chosen is None:
         raise _refuse(question, final)
     refused = (*_unasked(verdict.refused, final), *final.refused, *left)
     plan = choose.plan_of(question, final, final.chosen, notes(question, final.chosen))
-    return Here(replace(plan, refused=refused), model, path, measured)
+    return Here(replace(plan, refused=refused), path, question)
 
 
 def plan_elsewhere(model: Model, machine: Machine, workload: Workload, engine: Engine) -> Plan:
     """The plan for a machine that is described, not present: from its datasheet alone."""
-    question = question_for(model, machine, workload, engine, budget_bytes=_described_budget(machine, workload))
+    question = question_for(
+        model, machine, workload, engine, budget_bytes=_described_budget(machine, workload)
+    )
     tried, left = candidates.singles(question.default, model, machine.cores, question.traits, workload)
-    verdict = choose.choose(question, [*tried, choose.unmapped(question.default)])
+    verdict = choose.choose(question, tried)
     if verdict.chosen is None:
         raise _refuse(question, verdict)
-    plan = choose.plan_of(question, verdict, verdict.chosen, ["speeds are from the datasheet, with assumed efficiency"])
+    plan = choose.plan_of(
+        question, verdict, verdict.chosen, ["speeds are from the datasheet, with assumed efficiency"]
+    )
     return replace(plan, refused=(*verdict.refused, *left))
 
 
@@ -114,7 +135,14 @@ def question_for(
 
 
 def measure(
-    path: Path, question: Question, engine: Engine, tried: list[Settings], from_disk: bool, *, fresh: bool, say: Say
+    path: Path,
+    question: Question,
+    engine: Engine,
+    tried: list[Settings],
+    from_disk: bool,
+    *,
+    fresh: bool,
+    say: Say,
 ) -> Rates:
     """Rates that decide the question: from the cache as far as it knows, else by short timings."""
     from penjing import tune
@@ -125,11 +153,28 @@ def measure(
     budget = question.budget_bytes
     together = budget is None or 2 * question.model.n_bytes < 0.7 * budget
     with tune.Sessions(
-        engine, path, together=together, start_seconds=start_seconds(question.model), check_weights=not rates.timings
+        engine,
+        path,
+        together=together,
+        repacks=question.repacks,
+        start_seconds=start_seconds(question.model),
+        check_weights=not rates.timings,
+        warm_up=not from_disk,
     ) as sessions:
-        rates = tune.tune(
-            sessions, rates, tried, question.workload, seconds=_MEASURE_SECONDS, patient=from_disk, say=say
-        )
+        if known is None:
+            say(
+                f"measuring {len(tried)} ways to run `{question.model.name}`, at most {_MEASURE_SECONDS:.0f} s"
+            )
+        with bar("measuring", _MEASURE_SECONDS) as progress:
+            rates = tune.tune(
+                sessions,
+                rates,
+                tried,
+                question.workload,
+                seconds=_MEASURE_SECONDS,
+                patient=from_disk,
+                passed=progress.advance,
+            )
         if question.workload.max_kld and rates.cache_kld is None and not from_disk:
             say("measuring what a quantized cache costs in quality")
             rates = replace(rates, cache_kld=tune.cache_kld(sessions, question.default, sample_text()))
@@ -141,15 +186,17 @@ def measure(
 def notes(question: Question, chosen: Chosen) -> list[str]:
     """What a reader of the plan should know about its figures."""
     told = []
-    rates, load = question.rates, question.machine.load_average
+    rates = question.rates
     if rates is not None and rates.disturbed:
         told.append(f"{rates.disturbed} disturbed samples were thrown away: other work takes the cores")
-    if load is not None and load > 0.5 * (question.machine.cores.usable or 1):
-        told.append(f"the load average is {show_number(load)}: speeds will be lower and vary more")
+    if _busy():
+        told.append("other work keeps the processors busy: speeds will be lower and vary more")
     if chosen.from_disk:
         told.append("the weights exceed the memory limit and are read from disk again for every token")
     if not question.model.known_family:
-        told.append(f"architecture `{question.model.architecture}` is not known: shapes were read from the tensors")
+        told.append(
+            f"architecture `{question.model.architecture}` is not known: shapes were read from the tensors"
+        )
     return told
 
 
@@ -173,9 +220,17 @@ def _described_budget(machine: Machine, workload: Workload) -> int | None:
     return min((n for n in known if n is not None), default=None)
 
 
+@functools.cache
+def _busy() -> bool:
+    """Other work takes a quarter of the processors, just before we start ours."""
+    from penjing.probe.load import busy_share
+
+    return (busy_share() or 0.0) > _BUSY_SHARE
+
+
 def _order(question: Question, feasible: list[Settings]) -> list[Settings]:
     """What to time, the reference first: the default if it fits (its unmapped twin has the same speed)."""
-    twin = choose.unmapped(question.default)
+    twin = candidates.lean(question.default, question.repacks)
     if twin in feasible or question.default in feasible:
         rest = [s for s in feasible if s not in (twin, question.default)]
         return [question.default, *rest]
@@ -185,7 +240,9 @@ def _order(question: Question, feasible: list[Settings]) -> list[Settings]:
 def _timed(rates: Rates, settings: list[Settings]) -> list[Settings]:
     from penjing.rates import Knobs
 
-    return [s for s in settings if rates.points(Knobs.of("prefill", s)) and rates.points(Knobs.of("decode", s))]
+    return [
+        s for s in settings if rates.points(Knobs.of("prefill", s)) and rates.points(Knobs.of("decode", s))
+    ]
 
 
 def _unasked(before: tuple[Refusal, ...], final: choose.Verdict) -> list[Refusal]:
@@ -217,12 +274,10 @@ def _slow_warning(question: Question, chosen: Chosen) -> str:
 
 
 def _cache_name(path: Path, question: Question, from_disk: bool) -> str:
-    from penjing.tune import load_class
-
     machine, engine = question.machine, question.traits.version
     place = f"{machine.cpu} {machine.cores} {machine.memory_total_bytes} {engine}"
     if from_disk:
         place += f" disk {question.budget_bytes and question.budget_bytes // (32 * MIB)}"
     where = hashlib.sha256(place.encode()).hexdigest()[:12]
     what = fingerprint([Path(f) for f in question.model.files] or [path])
-    return f"rates/{what}-{where}-{load_class()}.json"
+    return f"rates/{what}-{where}-{'busy' if _busy() else 'quiet'}.json"

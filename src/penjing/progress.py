@@ -5,20 +5,23 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
-from typing import Protocol
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 
-class Bar(Protocol):
-    """Long work that says how far it is."""
+class Bar:
+    """Long work that says how far it is; without a display, to nobody."""
+
+    def __init__(self, shown: tuple[Progress, TaskID] | None = None) -> None:
+        self._shown = shown
 
     def advance(self, amount: float) -> None:
         """`amount` more is done, in the unit of the bar's total."""
-        ...
-
-
-class _Silent:
-    def advance(self, amount: float) -> None:
-        pass
+        if self._shown:
+            display, task = self._shown
+            display.advance(task, amount)
 
 
 @contextlib.contextmanager
@@ -28,32 +31,25 @@ def bar(label: str, total: float | None, *, in_bytes: bool = False) -> Iterator[
     `total` None means that nobody knows how long it takes; `in_bytes` shows sizes and speed.
     """
     if not sys.stderr.isatty():
-        yield _Silent()
+        yield Bar()
         return
+    with _display(in_bytes) as display:
+        yield Bar((display, display.add_task(label, total=total)))
+
+
+def _display(in_bytes: bool) -> Progress:
+    from rich import progress
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
+
+    amounts = (progress.DownloadColumn(), progress.TransferSpeedColumn())
+    return progress.Progress(
+        progress.TextColumn("{task.description}", markup=False),
+        progress.BarColumn(),
+        *(amounts if in_bytes else (progress.TaskProgressColumn(),)),
+        progress.TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
     )
-
-    amounts = (
-        (DownloadColumn(), TransferSpeedColumn()) if in_bytes else (TextColumn("{task.percentage:>3.0f} %"),)
-    )
-    columns = (TextColumn("{task.description}"), BarColumn(), *amounts, TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as display:
-        yield _Shown(display, display.add_task(label, total=total))
-
-
-class _Shown:
-    def __init__(self, display: object, task: object) -> None:
-        self._display, self._task = display, task
-
-    def advance(self, amount: float) -> None:
-        self._display.advance(self._task, amount)  # type: ignore[attr-defined]
 
 
 def say(text: str) -> None:

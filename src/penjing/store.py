@@ -56,7 +56,10 @@ def read_json(path: Path, kind: type[T]) -> T:
     except OSError as error:
         raise BadFile(f"cannot read `{path}`: {error.strerror}") from error
     except msgspec.DecodeError as error:
-        raise BadFile(f"`{path}` is not a {kind.__name__}: {error}", hint=f"`penjing {kind.__name__.lower()} --help` shows how to make one") from error
+        raise BadFile(
+            f"`{path}` is not a {kind.__name__}: {error}",
+            hint=f"`penjing {kind.__name__.lower()} --help` shows how to make one",
+        ) from error
 
 
 def write_atomically(path: Path, content: bytes) -> None:

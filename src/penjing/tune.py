@@ -7,7 +7,6 @@ measured further, so that the time goes to where the decision is.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -28,10 +27,12 @@ if TYPE_CHECKING:
     import numpy as np
 
 Kind = Literal["prefill", "decode"]
-_SHORT, _STEPS, _NEAR, _DEEP = 32, 8, 64, 1024  # tokens of a short prefill, of a decode sample; depths
+_SHORT, _STEPS, _NEAR, _DEEP = 32, 8, 64, 1024  # tokens of a short prefill, least of a decode sample; depths
 _LONGEST_SAMPLE_SECONDS = 1.5
 _HOPELESS = 1.25  # slower than the default by this factor in both phases: not looked at again
-_ROUNDS = 3
+_ROUNDS, _DEEP_ROUNDS = 3, 2
+_RESERVED = 0.3  # of the time, for the combination of what was best alone
+_RETRIES = 3  # of a disturbed sample; then the best of them counts
 _LEAST_CPU_SHARE = 0.7  # of wall × threads; spinning threads that run reach nearly 1
 
 
@@ -39,10 +40,19 @@ class Sessions:
     """One child process for each way to lay out the weights; only one at a time if memory is short."""
 
     def __init__(
-        self, engine: Engine, model: Path, *, together: bool, start_seconds: float, check_weights: bool
+        self,
+        engine: Engine,
+        model: Path,
+        *,
+        together: bool,
+        repacks: bool,
+        start_seconds: float,
+        check_weights: bool,
+        warm_up: bool,
     ) -> None:
-        self._engine, self._model, self._check = engine, model, check_weights
-        self._together, self._start_seconds = together, start_seconds
+        self._engine, self._model = engine, model
+        self._together, self.repacks = together, repacks
+        self._start_seconds, self._check, self._warm_up = start_seconds, check_weights, warm_up
         self._open: dict[bool, Session] = {}
 
     def __enter__(self) -> Self:
@@ -59,13 +69,17 @@ class Sessions:
 
     def under(self, settings: Settings) -> Session:
         """A session that runs `settings`."""
-        settings = replace(settings, mapped=not settings.repack)
+        settings = candidates.lean(settings, self.repacks)
         session = self._open.get(settings.repack)
         if session is None:
             if not self._together:
                 self.close()
             session = self._engine.open(
-                self._model, settings, start_seconds=self._start_seconds, check_weights=self._check
+                self._model,
+                settings,
+                start_seconds=self._start_seconds,
+                check_weights=self._check,
+                warm_up=self._warm_up,
             )
             self._check = False  # once is enough for a file
             self._open[settings.repack] = session
@@ -76,9 +90,21 @@ class Sessions:
 class Tuner:
     """Collects `rates` until they decide, or until the time is over."""
 
-    def __init__(self, sessions: Sessions, rates: Rates, *, seconds: float, patient: bool = False) -> None:
-        """`patient`: weights come from disk, so waiting is no sign of disturbance and samples stay small."""
+    def __init__(
+        self,
+        sessions: Sessions,
+        rates: Rates,
+        *,
+        seconds: float,
+        patient: bool = False,
+        passed: Callable[[float], None] = lambda _: None,
+    ) -> None:
+        """`patient`: weights come from disk, so waiting is no sign of disturbance and samples stay small.
+
+        `passed` is told how many seconds of the time given have gone, a few at a time.
+        """
         self.rates = rates
+        self._passed, self._told = passed, time.monotonic()
         self._sessions = sessions
         self._deadline = time.monotonic() + seconds
         self._patient = patient
@@ -88,45 +114,69 @@ class Tuner:
     def look(self, tried: Sequence[Settings]) -> list[Settings]:
         """The cheap points of all of `tried` (the default first); returns those worth a longer look."""
         default = tried[0]
-        for _ in range(1 if self._patient else 2):
-            for settings in tried:
-                if settings == default or not self._over():
-                    self._take("prefill", settings, _SHORT, 0)
-                    self._take("decode", settings, self._steps, _NEAR)
-        seconds = median(self._seconds(Knobs.of("prefill", default), _SHORT, 0))
-        while not self._patient and self._long < 512 and 2 * self._long * seconds / _SHORT < _LONGEST_SAMPLE_SECONDS:
-            self._long *= 2
+        if not self._patient:
+            self._choose_sizes(default)
+        for settings in tried:
+            if settings == default or not self._over():
+                self._take("prefill", settings, _SHORT, 0)
+                self._take("decode", settings, self._steps, _NEAR)
         return [s for s in tried if s == default or not self._hopeless(s, default)]
+
+    def _choose_sizes(self, default: Settings) -> None:
+        """Samples as long as they may be: short ones are all noise, long ones eat the time for rounds."""
+        session = self._session(default)
+        (prefill,) = session.time("prefill", _SHORT, 0, 1)
+        (decode,) = session.time("decode", 2, _NEAR, 1)
+        while self._long < 512 and 2 * self._long * prefill.seconds / _SHORT < _LONGEST_SAMPLE_SECONDS:
+            self._long *= 2
+        while self._steps < 32 and self._steps * decode.seconds < _LONGEST_SAMPLE_SECONDS / 10:
+            self._steps *= 2
+
+    def more(self, seconds: float) -> None:
+        """So much more time is given."""
+        self._deadline = time.monotonic() + seconds
 
     def rounds(self, tried: Sequence[Settings], count: int = _ROUNDS) -> None:
         """Every point of `tried`, `count` times in turn."""
         default = tried[0]
-        for _ in range(count):
+        for number in range(count):
             for settings in tried:
-                for kind, tokens, depth in self._points(settings, default):
+                for kind, tokens, depth in self._points(settings, default, deep=number < _DEEP_ROUNDS):
                     if self._over():
                         return
                     self._take(kind, settings, tokens, depth)
 
-    def _points(self, settings: Settings, default: Settings) -> Iterable[tuple[Kind, int, int]]:
+    def _points(
+        self, settings: Settings, default: Settings, *, deep: bool
+    ) -> Iterable[tuple[Kind, int, int]]:
         yield "prefill", _SHORT, 0
         if self._long > _SHORT:
             yield "prefill", self._long, 0
         yield "decode", self._steps, _NEAR
-        if settings.repack == default.repack and not self._patient:  # attention does not see the layout
+        if (
+            deep and settings.repack == default.repack and not self._patient
+        ):  # attention does not see the layout
             yield "prefill", self._long, _DEEP
             yield "decode", self._steps, _DEEP
 
     def _take(self, kind: Kind, settings: Settings, tokens: int, depth: int) -> None:
         knobs = Knobs.of(kind, settings)
-        session = self._sessions.under(replace(settings, context_tokens=_DEEP + 1024))
+        session = self._session(settings)
         self.rates = self.rates.with_footprint(session.settings, session.memory)
-        for _ in range(2):
-            sample = session.time(kind, tokens, depth, 1)[0]
-            if self._patient or not disturbed(sample, knobs.threads):
+        best = session.time(kind, tokens, depth, 1)[0]
+        for _ in range(_RETRIES):
+            if self._patient or self._over() or not disturbed(best, knobs.threads):
                 break
             self.rates = replace(self.rates, disturbed=self.rates.disturbed + 1)
-        self.rates = self.rates.add(knobs, tokens, depth, (sample.seconds,))
+            again = session.time(kind, tokens, depth, 1)[0]
+            best = min(best, again, key=lambda sample: sample.seconds)
+        self.rates = self.rates.add(knobs, tokens, depth, (best.seconds,))
+        now = time.monotonic()
+        self._passed(now - self._told)
+        self._told = now
+
+    def _session(self, settings: Settings) -> Session:
+        return self._sessions.under(replace(settings, context_tokens=_DEEP + 1024))
 
     def _seconds(self, knobs: Knobs, tokens: int, depth: int) -> tuple[float, ...]:
         return next(t.seconds for t in self.rates.points(knobs) if (t.tokens, t.depth) == (tokens, depth))
@@ -157,28 +207,30 @@ def tune(
     *,
     seconds: float,
     patient: bool = False,
-    say: Callable[[str], None] = lambda _: None,
+    passed: Callable[[float], None] = lambda _: None,
 ) -> Rates:
     """Rates that decide between `tried` (the engine's default first) and their combinations."""
     default = tried[0]
-    tuner = Tuner(sessions, rates, seconds=seconds, patient=patient)
+    tuner = Tuner(sessions, rates, seconds=seconds * (1 - _RESERVED), patient=patient, passed=passed)
     if not rates.timings:
-        say(f"measuring {len(tried)} ways to run the model")
-        hopeful = tuner.look(tried)
-        tuner.rounds(hopeful, count=1 if patient else _ROUNDS)
-    best = shortlist(tuner.rates, default, tried, workload)
-    if not all(tuner.rates.points(Knobs.of(kind, best)) for kind in ("prefill", "decode")):  # type: ignore[arg-type]
-        say("measuring the most promising combination")
+        tuner.rounds(tuner.look(tried), count=1 if patient else _ROUNDS)
+    tuner.more(seconds * _RESERVED)
+    best = shortlist(tuner.rates, default, tried, workload, sessions.repacks)
+    if not all(tuner.rates.points(Knobs.of(kind, best)) for kind in ("prefill", "decode")):
         tuner.look([default, best])
-        tuner.rounds([default, best])
+        tuner.rounds([default, best], count=1 if patient else _ROUNDS)
     return tuner.rates
 
 
-def shortlist(rates: Rates, default: Settings, tried: Sequence[Settings], workload: Workload) -> Settings:
+def shortlist(
+    rates: Rates, default: Settings, tried: Sequence[Settings], workload: Workload, repacks: bool
+) -> Settings:
     """The combination that should be fastest for the workload, judged by what each knob did alone."""
     best, least = default, float("inf")
-    measured = [s for s in tried if rates.points(Knobs.of("decode", s)) and rates.points(Knobs.of("prefill", s))]
-    for settings in candidates.combinations(default, measured):
+    measured = [
+        s for s in tried if rates.points(Knobs.of("decode", s)) and rates.points(Knobs.of("prefill", s))
+    ]
+    for settings in candidates.combinations(default, measured, repacks):
         guess = candidates.composed(rates, default, settings)
         seconds = speed.total_seconds(guess, settings, workload.prompt_tokens, workload.answer_tokens)
         if seconds is not None and seconds.value < least:
@@ -211,10 +263,3 @@ def _log_softmax(x: np.ndarray) -> np.ndarray:
     shifted = x - x.max(axis=1, keepdims=True)
     result: np.ndarray = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     return result
-
-
-def load_class() -> str:
-    """`quiet` or `busy`: measurements under load do not hold without it, and the other way round."""
-    if not hasattr(os, "getloadavg"):
-        return "quiet"
-    return "busy" if os.getloadavg()[0] > 0.5 * (os.cpu_count() or 1) else "quiet"

@@ -25,7 +25,9 @@ def parse_size(text: str) -> int:
     number, prefix, binary = match.groups()
     n_bytes = float(number) * (1024 if binary else 1000) ** _POWERS[prefix.lower()]
     if not 1 <= n_bytes < 2**63:
-        raise UsageError(f"a size of `{text}` is out of range", hint="write it like `8GiB`, `600MB` or `4096`")
+        raise UsageError(
+            f"a size of `{text}` is out of range", hint="write it like `8GiB`, `600MB` or `4096`"
+        )
     return int(n_bytes)
 
 

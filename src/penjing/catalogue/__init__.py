@@ -77,6 +77,7 @@ def model_names() -> tuple[str, ...]:
 
 def _pick(name: str, names: Iterable[str], what: str) -> str:
     plain = {_plain(known): known for known in names}
+    name = name[:60]
     asked = _plain(name)
     if asked in plain:
         return plain[asked]
@@ -84,16 +85,19 @@ def _pick(name: str, names: Iterable[str], what: str) -> str:
     if len(matching) == 1:
         return matching[0]
     if matching:
-        listed = ", ".join(f"`{known}`" for known in matching[:5])
         raise UnknownName(
-            f"`{name}` could be {len(matching)} {what}s of the catalogue: {listed}",
+            f"`{name}` could be {len(matching)} {what}s of the catalogue: {_listed(matching[:5], ', ')}",
             hint=f"name one of them, for example `{matching[0]}`",
         )
     close = nearest(name, plain.values())
-    near = f"did you mean {' or '.join(f'`{known}`' for known in close)}? " if close else ""
+    near = f"did you mean {_listed(close, ' or ')}? " if close else ""
     raise UnknownName(
         f"the catalogue has no {what} `{name}`", hint=f"{near}`penjing {what}s` lists all {len(plain)}"
     )
+
+
+def _listed(names: Iterable[str], separator: str) -> str:
+    return separator.join(f"`{name}`" for name in names)
 
 
 def _plain(name: str) -> str:

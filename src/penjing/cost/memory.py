@@ -69,7 +69,8 @@ def _layer_cache_bytes(layer: Layer, settings: Settings, element: float) -> int:
 def _compute_bytes(model: Model, settings: Settings) -> int:
     """Activations of one micro-batch in F32, the logits of a token, and without flash attention the scores."""
     feed_forward = max(
-        (t.shape[1] for t in model.tensors if t.role in ("ffn_up", "ffn_gate_up", "expert_up")), default=4 * model.width
+        (t.shape[1] for t in model.tensors if t.role in ("ffn_up", "ffn_gate_up", "expert_up")),
+        default=4 * model.width,
     )
     heads = max((layer.heads for layer in model.layers), default=0)
     if any(t.role == "expert_up" for t in model.tensors):

@@ -23,7 +23,9 @@ def decode_bytes(model: Model, depth_tokens: float, cache_type: str = "f16") -> 
     """
     element = CACHE_ELEMENT_BYTES[cache_type]
     seen = sum(
-        (layer.key_width + layer.value_width) * min(depth_tokens, layer.window_tokens or depth_tokens) * element
+        (layer.key_width + layer.value_width)
+        * min(depth_tokens, layer.window_tokens or depth_tokens)
+        * element
         for layer in model.layers
     )
     return model.active_bytes + seen

@@ -1,19 +1,21 @@
 """Seconds of a workload from timings at a few points.
 
-Prefill of n tokens at depth d costs  t0 + c·n + e·n·(d + n/2)  seconds: a start-up share, the weights'
-arithmetic, and attention over what lies before each token. Decode at depth d costs  a + b·d  seconds a
-token. Both are linear in the measured medians, so their errors add in quadrature by the same weights.
+Prefill of n tokens from an empty cache costs  s(n) + e·n²/2  seconds: the weights' arithmetic, between two
+timed lengths on the line through them and beyond the longest in proportion, and attention over what lies
+before each token. Decode at depth d costs  a + b·d  seconds a token.
 
 The attention shares (e and b) do not depend on how weights are laid out. They are therefore taken from
 whichever timing with the same threads, flash attention and cache type has a second depth.
+
+Everything is linear in the medians of the timed points, and is kept that way (`Seconds`): so the error of
+a difference between two settings leaves out what both share.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-
-from msgspec import Struct
+from collections.abc import Mapping
+from functools import cache
 
 from penjing.figures import Estimate, Measurement
 from penjing.plan import Settings
@@ -22,33 +24,45 @@ from penjing.rates import Knobs, Rates, Timing
 # What runs differ by between one minute and the next on the same machine, beyond the spread of a short
 # series: half-width of the interval, relative. Seen on shared virtual machines; see docs/log.md.
 _DRIFT = 0.08
+_SINGLE_ERROR = 0.05  # of a point with one sample, relative
 
 
-class Seconds(Struct, frozen=True):
-    """A time and its standard error."""
+class Seconds:
+    """A time as a weighted sum of timed points: its value and its standard error follow from theirs."""
 
-    value: float
-    error: float
+    def __init__(self, terms: Mapping[Timing, float]) -> None:
+        self.terms = dict(terms)
+
+    @property
+    def value(self) -> float:
+        return sum(weight * _median(timing).value for timing, weight in self.terms.items())
+
+    @property
+    def error(self) -> float:
+        return math.hypot(*(weight * (_median(timing).error or 0) for timing, weight in self.terms.items()))
 
     def __add__(self, other: Seconds) -> Seconds:
-        return Seconds(self.value + other.value, math.hypot(self.error, other.error))
+        both = self.terms.keys() | other.terms.keys()
+        return Seconds({t: self.terms.get(t, 0.0) + other.terms.get(t, 0.0) for t in both})
 
-    def times(self, factor: float) -> Seconds:
-        return Seconds(self.value * factor, self.error * abs(factor))
+    def __sub__(self, other: Seconds) -> Seconds:
+        return self + other * -1
 
-    def minus(self, other: Seconds) -> Seconds:
-        return self + other.times(-1)
+    def __mul__(self, factor: float) -> Seconds:
+        return Seconds({timing: weight * factor for timing, weight in self.terms.items()})
 
     def per(self, count: float) -> Estimate:
-        """The rate `count / seconds` with an interval of two standard errors and the drift."""
+        """The rate `count / seconds`, with the interval of `estimate`."""
         return self.estimate().map(lambda s: count / s)
 
     def estimate(self) -> Estimate:
-        half = min(0.9, _DRIFT + 2 * self.error / self.value)
-        return Estimate(self.value, self.value * (1 - half), self.value * (1 + half), "measured")
+        """The value with an interval of two standard errors and the drift."""
+        value = self.value
+        half = min(0.9, _DRIFT + 2 * self.error / value)
+        return Estimate(value, value * (1 - half), value * (1 + half), "measured")
 
 
-_NOTHING = Seconds(0.0, 0.0)
+_NOTHING = Seconds({})
 
 
 def prefill_seconds(rates: Rates, settings: Settings, tokens: int) -> Seconds | None:
@@ -57,9 +71,9 @@ def prefill_seconds(rates: Rates, settings: Settings, tokens: int) -> Seconds | 
     flat = sorted((t for t in rates.points(knobs) if t.depth == 0), key=lambda t: t.tokens)
     if not flat:
         return None
-    attention = _attention_share(rates, knobs)
-    bases = [(t.tokens, _median(t).minus(attention.times(t.tokens**2 / 2))) for t in flat]
-    return _along(bases, tokens) + attention.times(tokens**2 / 2)
+    share = _attention_share(rates, knobs)
+    bases = {t.tokens: Seconds({t: 1}) - share * (t.tokens**2 / 2) for t in flat}
+    return _at(bases, tokens) + share * (tokens**2 / 2)
 
 
 def decode_seconds(rates: Rates, settings: Settings, depth: int, tokens: int) -> Seconds | None:
@@ -69,11 +83,9 @@ def decode_seconds(rates: Rates, settings: Settings, depth: int, tokens: int) ->
     if not points:
         return None
     first = points[0]
-    share = _attention_share(rates, knobs)
-    middle = depth + tokens / 2
-    timed_at = first.depth + first.tokens / 2
-    one = _median(first).times(1 / first.tokens) + share.times(middle - timed_at)
-    return one.times(tokens)
+    further = (depth + tokens / 2) - (first.depth + first.tokens / 2)
+    one = Seconds({first: 1 / first.tokens}) + _attention_share(rates, knobs) * further
+    return one * tokens
 
 
 def total_seconds(rates: Rates, settings: Settings, prompt_tokens: int, answer_tokens: int) -> Seconds | None:
@@ -83,13 +95,18 @@ def total_seconds(rates: Rates, settings: Settings, prompt_tokens: int, answer_t
     return None if prefill is None or decode is None else prefill + decode
 
 
-def _along(bases: Sequence[tuple[int, Seconds]], tokens: int) -> Seconds:
-    """Seconds at `tokens` on the line through the smallest and the largest point, or by proportion."""
-    (n0, s0), (n1, s1) = bases[0], bases[-1]
-    if n0 == n1 or tokens <= n0 or s1.value <= s0.value:
-        return s1.times(tokens / n1) if tokens > n0 else s0.times(max(tokens / n0, 1 / n0))
-    share = (tokens - n0) / (n1 - n0)
-    return s0.times(1 - share) + s1.times(share)
+def _at(bases: Mapping[int, Seconds], tokens: int) -> Seconds:
+    """Seconds for `tokens` tokens: between two points on their line, outside in proportion to the nearest."""
+    below = max((n for n in bases if n <= tokens), default=None)
+    above = min((n for n in bases if n >= tokens), default=None)
+    if below is None or above is None:
+        nearest = above if below is None else below
+        assert nearest is not None
+        return bases[nearest] * (tokens / nearest)
+    if below == above:
+        return bases[below]
+    share = (tokens - below) / (above - below)
+    return bases[below] * (1 - share) + bases[above] * share
 
 
 def _attention_share(rates: Rates, knobs: Knobs) -> Seconds:
@@ -98,7 +115,9 @@ def _attention_share(rates: Rates, knobs: Knobs) -> Seconds:
     for deep in sorted(alike, key=lambda t: (t.knobs != knobs, -t.depth)):
         for flat in alike:
             if (flat.knobs, flat.tokens) == (deep.knobs, deep.tokens) and flat.depth < deep.depth:
-                slope = _median(deep).minus(_median(flat)).times(1 / (deep.tokens * (deep.depth - flat.depth)))
+                slope = (Seconds({deep: 1}) - Seconds({flat: 1})) * (
+                    1 / (deep.tokens * (deep.depth - flat.depth))
+                )
                 return slope if slope.value > 0 else _NOTHING
     return _NOTHING
 
@@ -112,6 +131,9 @@ def _attends_alike(one: Knobs, other: Knobs) -> bool:
     )
 
 
-def _median(timing: Timing) -> Seconds:
+@cache
+def _median(timing: Timing) -> Measurement:
     measured = Measurement.of(timing.seconds)
-    return Seconds(measured.value, measured.error if measured.error is not None else 0.1 * measured.value)
+    if measured.count == 1:
+        return Measurement(measured.value, 1, _SINGLE_ERROR * measured.value / 1.2533)
+    return measured

@@ -149,11 +149,18 @@ class Engine(Protocol):
         ...
 
     def open(
-        self, model: Path, settings: Settings, *, start_seconds: float = 120, check_weights: bool = False
+        self,
+        model: Path,
+        settings: Settings,
+        *,
+        start_seconds: float = 120,
+        check_weights: bool = False,
+        warm_up: bool = True,
     ) -> Session:
         """Load `model` in a child process; raises EngineTimeout after `start_seconds`.
 
-        `check_weights` reads every weight once and refuses a file with NaN or infinity in it.
+        `check_weights` reads every weight once and refuses a file with NaN or infinity in it;
+        `warm_up` computes two tokens, so that the first answer does not pay for what is done once.
         """
         ...
 

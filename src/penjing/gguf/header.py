@@ -92,7 +92,8 @@ def _read_version(cursor: Cursor) -> int:
     path = shlex.quote(cursor.name)
     if version and version & 0xFFFF == 0:
         raise cursor.bad(
-            "is big endian, made for another kind of machine", f"gguf-convert-endian {path} little"
+            "is big endian, made for another kind of machine",
+            f"pip install gguf && gguf-convert-endian {path} little",
         )
     if version < 2:
         raise cursor.bad(

@@ -41,7 +41,10 @@ class Keys:
         return f"{self.architecture}.{key}" in self._metadata
 
     def bad(self, problem: str) -> BadFile:
-        return BadFile(f"`{self.file}` {problem}", hint=f"gguf-dump --no-tensors {shlex.quote(self.file)}")
+        return BadFile(
+            f"`{self.file}` {problem}",
+            hint=f"pip install gguf && gguf-dump --no-tensors {shlex.quote(self.file)}",
+        )
 
     def number(self, key: str, default: int | None = None) -> int:
         """A whole number, within the limits of its key.

@@ -49,7 +49,7 @@ def model_stem(path: Path) -> str:
 
 def _read_part(path: Path) -> Header:
     if "\0" in str(path):
-        raise BadFile(f"`{printable(str(path))}` holds a zero character, which no path can")
+        raise BadFile(f"`{printable(str(path))}` holds a zero character, which no path can", "ls *.gguf")
     try:
         _check_kind(path, path.stat().st_mode)
         with path.open("rb") as stream:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from penjing.errors import BadFile
 from penjing.gguf.checks import check_experts, check_heads, check_shapes
-from penjing.gguf.cursor import printable
+from penjing.gguf.cursor import fetch_again, printable
 from penjing.gguf.families import FAMILIES, LOOKED_UP, Family, Place, place_of, role_of
 from penjing.gguf.header import Header, TensorInfo
 from penjing.gguf.keys import Keys
@@ -62,20 +62,14 @@ def model_of(header: Header, stem: str) -> Model:
 
 
 def _architecture(header: Header) -> str:
-    kind = header.metadata.get("general.type", "model")
+    file, kind = header.files[0], header.metadata.get("general.type", "model")
     architecture = header.metadata.get("general.architecture")
     if kind != "model" or architecture == "clip":
-        what = (
-            "an image projector"
-            if kind == "mmproj" or architecture == "clip"
-            else f"of type `{printable(str(kind))}`"
-        )
-        raise BadFile(
-            f"`{header.files[0]}` is {what}, not a language model",
-            hint="name the model file that it belongs to",
-        )
+        projector = kind == "mmproj" or architecture == "clip"
+        what = "an image projector" if projector else f"of type `{printable(str(kind))}`"
+        raise BadFile(f"`{file}` is {what}, not a language model", "name the model file that it belongs to")
     if not isinstance(architecture, str) or not _ARCHITECTURE.fullmatch(architecture):
-        raise BadFile(f"`{header.files[0]}` does not say its architecture (`general.architecture`)")
+        raise BadFile(f"`{file}` does not say its architecture (`general.architecture`)", fetch_again(file))
     return architecture
 
 

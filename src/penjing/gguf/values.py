@@ -62,8 +62,8 @@ def _read_text(cursor: Cursor, key: str) -> str | ArrayOf:
     if key.startswith("tokenizer.chat_template") and length > MAX_TEMPLATE_BYTES:
         raise cursor.bad(
             f"has a chat template of {length} bytes, the most allowed is {MAX_TEMPLATE_BYTES}",
-            "`gguf-new-metadata --chat-template '{{ messages[-1].content }}' "
-            f"{shlex.quote(cursor.name)} new.gguf` replaces it",
+            "pip install gguf && gguf-new-metadata --chat-template '{{ messages[-1].content }}' "
+            f"{shlex.quote(cursor.name)} new.gguf",
         )
     if length > MAX_STRING_BYTES:
         cursor.skip(length)

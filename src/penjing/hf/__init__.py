@@ -36,6 +36,13 @@ def read_folder(path: Path) -> Model:
         BadFile: a file is missing, damaged, contradicts another, or holds weights packed in a way that
             does not show their shapes.
     """
+    try:
+        return _read(path)
+    except OSError as error:
+        raise BadFile(f"cannot read `{error.filename or path}`: {error.strerror}") from error
+
+
+def _read(path: Path) -> Model:
     config = read_config(path)
     files, entries = headers.read(path)
     shape = shape_of(config, path) if is_known(config) else None

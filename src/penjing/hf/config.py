@@ -26,7 +26,7 @@ PerLayer = Count | list[Count]  # some families write a number once for each lay
 class Config(Struct, frozen=True):
     """The fields of `config.json` that shapes depend on, under the names its families give them."""
 
-    model_type: str
+    model_type: Annotated[str, Meta(pattern=r"^[\w.-]{1,64}$")]
     hidden_size: Width
     num_hidden_layers: LayerCount
     max_position_embeddings: Annotated[int, Meta(ge=1, le=2**31)]

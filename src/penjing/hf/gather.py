@@ -15,6 +15,7 @@ from penjing.model import Layer, Role, Tensor
 Part = tuple[str, Name, Entry]
 
 _PACKED_HINT = "plan with the repository that it was made from, or with a GGUF of it"
+_ANY_SHAPE: tuple[Role, ...] = ("norm", "bias", "recurrent", "draft", "other")
 _MXFP4_GROUP = 32  # weights that share one scale
 
 
@@ -74,6 +75,10 @@ def _unfold(group: str, groups: dict[str, list[Part]], config: Config, folder: P
         return _mxfp4(group, groups, config, folder)
     _refuse_packed(group, name, entry, folder)
     sizes = _oriented(tuple(reversed(entry.shape)), name, config)
+    if name.role not in _ANY_SHAPE and (len(sizes) < 2 or 0 in sizes):
+        raise BadFile(
+            f"`{folder}`: `{group}` of shape {list(entry.shape)} is not a matrix", hint=_PACKED_HINT
+        )
     if name.expert is not None:
         sizes = (*sizes, len(parts))
     return Tensor(
@@ -116,7 +121,7 @@ def _mxfp4(group: str, groups: dict[str, list[Part]], config: Config, folder: Pa
 def _refuse_packed(group: str, name: Name, entry: Entry, folder: Path) -> None:
     """Integers in the place of weights (GPTQ, AWQ, NVFP4 …) hide the shape they stand for."""
     packed = name.stem.endswith(("qweight", "weight_packed", "_blocks")) or (
-        name.role not in ("other", "bias", "norm", "draft") and entry.dtype in ("U8", "I8", "I32", "U32")
+        name.role not in _ANY_SHAPE and entry.dtype in ("U8", "I8", "I32", "U32")
     )
     if packed:
         raise BadFile(

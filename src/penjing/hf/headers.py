@@ -18,9 +18,8 @@ from penjing.catalogue.files import read_bounded
 from penjing.errors import BadFile
 
 _HEADER_LIMIT_BYTES = 100_000_000
-_MARKS_LIMIT = (
-    4_000_000  # brackets and commas: bounds what the parser allocates, ten times the largest model known
-)
+_MARKS_LIMIT = 2_000_000  # brackets and commas, which bound what the parser allocates: 280,000 tensors
+_NAME_LIMIT = 300
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 _AGAIN = "the download is incomplete or damaged: fetch the folder again"
 
@@ -71,8 +70,9 @@ def read(folder: Path) -> tuple[list[Path], dict[str, Entry]]:
         entries |= new
     absent = (expected or {}).keys() - entries.keys()
     if absent:
+        first = _shown(min(absent))
         raise BadFile(
-            f"`{index}` names {len(absent)} tensors that no shard has, the first `{min(absent)}`", hint=_AGAIN
+            f"`{index}` names {len(absent)} tensors that no shard has, the first `{first}`", hint=_AGAIN
         )
     return files, entries
 
@@ -128,8 +128,10 @@ def _check(path: Path, entries: dict[str, Entry], data_bytes: int) -> None:
     """Every tensor has its size, and together they fill the data without hole or overlap."""
     end = 0
     for name, entry in sorted(entries.items(), key=lambda item: item[1].data_offsets):
+        if len(name) > _NAME_LIMIT or not name.isprintable():
+            raise BadFile(f"`{path}`: `{_shown(name)}`, of {len(name)} characters, is no name of a tensor")
         if entry.dtype not in BITS:
-            raise BadFile(f"`{path}`: tensor `{name}` has the unknown type `{entry.dtype[:20]}`")
+            raise BadFile(f"`{path}`: tensor `{name}` has the unknown type `{_shown(entry.dtype)}`")
         bits = math.prod(entry.shape) * BITS[entry.dtype]
         if bits != 8 * entry.n_bytes:
             raise BadFile(
@@ -157,8 +159,13 @@ def _indexed(index: Path) -> dict[str, str]:
         raise BadFile(f"`{index}` is not an index of safetensors: {error}", hint=_AGAIN) from error
     for name in set(files.values()):
         if Path(name).name != name or not name.endswith(".safetensors"):
-            raise BadFile(f"`{index}` names `{name[:80]}`, which is not a safetensors file of this folder")
+            raise BadFile(f"`{index}` names `{_shown(name)}`, which is not a safetensors file of this folder")
     return files
+
+
+def _shown(text: str) -> str:
+    """A text from a file, safe to print: short and without control characters."""
+    return repr(text[:60])[1:-1]
 
 
 def _found(folder: Path) -> list[Path]:

@@ -49,9 +49,11 @@ _ENDS: dict[str, Role] = {"embed_tokens": "token_embedding", "lm_head": "output"
 
 _LAYER = re.compile(r"(?:^|.*?\.)layers\.(\d{1,4})\.(.+)")
 _EXPERT = re.compile(r"(\.experts\.)(\d{1,5})\.")
+_PREFIX = re.compile(r"^(?:(?:model|language_model)\.)+")
 _MTP = re.compile(r"(?:^|\.)mtp\w*\.")
 _NOT_TEXT = re.compile(
-    r"^(?:model\.)?(?:visual|vision\w*|vit|audio\w*|sound\w*|image\w*|multi_modal_projector|mm_projector|embed_vision|embed_audio)\."
+    r"^(?:model\.)?(?:visual|vision\w*|vit|audio\w*|sound\w*|image\w*|embed_vision|embed_audio"
+    r"|multi_modal_projector|mm_projector)\."
 )
 
 
@@ -78,11 +80,7 @@ def parse(name: str, n_layers: int) -> Name:
     """Take `name` apart; layers from `n_layers` on are heads for drafting, as DeepSeek and GLM have them."""
     in_layer = _LAYER.fullmatch(name)
     layer = int(in_layer[1]) if in_layer else None
-    rest = (
-        in_layer[2]
-        if in_layer
-        else name.removeprefix("model.").removeprefix("language_model.").removeprefix("model.")
-    )
+    rest = in_layer[2] if in_layer else _PREFIX.sub("", name)
     expert = _EXPERT.search(rest)
     stem = _EXPERT.sub(r"\1", rest)
     for pattern, plain in _SYNONYMS:

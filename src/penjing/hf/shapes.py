@@ -143,7 +143,7 @@ def _kinds(config: Config, family: Family) -> tuple[AttentionKind, ...]:
     if config.layer_types is not None:
         unknown = set(config.layer_types) - set(_KINDS)
         if unknown:
-            raise ValueError(f"layer_types has `{min(unknown)}`, known are {', '.join(_KINDS)}")
+            raise ValueError(f"layer_types has {min(unknown)[:40]!r}, known are {', '.join(_KINDS)}")
         return tuple(full if kind == "full_attention" else _KINDS[kind] for kind in config.layer_types)
     if config.linear_num_value_heads or family.full_every > 1:
         every = config.full_attention_interval or config.sliding_window_pattern or family.full_every

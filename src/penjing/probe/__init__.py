@@ -107,7 +107,7 @@ def _measured(now: Machine, say: Say) -> Machine:
     tiers = []
     for level in levels:
         say(f"reading from {level.name}")
-        tiers.append(bandwidth.measure(level, placement, BANDWIDTH_SECONDS / len(levels)))
+        tiers.append(bandwidth.measure_apart(level, placement, BANDWIDTH_SECONDS / len(levels)))
     return structs.replace(
         now,
         caches=topology.caches(),

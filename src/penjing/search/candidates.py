@@ -30,27 +30,40 @@ def thread_counts(cores: Cores) -> list[int]:
     return list(dict.fromkeys(n for n in wanted if n >= 1))
 
 
+def lean(settings: Settings, repacks: bool) -> Settings:
+    """`settings` without a second copy: a map of the file beside repacked weights serves nothing.
+
+    `repacks` tells whether the engine has a repacked layout for any tensor of the model.
+    """
+    return replace(settings, mapped=not (settings.repack and repacks))
+
+
 def singles(
     default: Settings, model: Model, cores: Cores, traits: Traits, workload: Workload
 ) -> tuple[list[Settings], list[Refusal]]:
     """The default and its neighbours by one knob, and why some knobs are left alone."""
     found, refused = [default], []
-    frugal = replace(default, mapped=not default.repack)
-    if any(is_repacked(t, traits) for t in model.tensors):
-        found.append(replace(default, repack=not default.repack, mapped=default.repack))
+    repacks = any(is_repacked(t, traits) for t in model.tensors)
+    frugal = lean(default, repacks)
+    if repacks:
+        found += [frugal, lean(replace(default, repack=not default.repack), repacks)]
     else:
         refused.append(Refusal("repacking on", "no tensor of this file has a type with a repacked kernel"))
     flash: Sequence[FlashAttention] = ("off",) if default.flash_attention != "off" else ("auto",)
     found += [replace(frugal, flash_attention=choice) for choice in flash]
-    found += [replace(frugal, threads=n, prefill_threads=n) for n in thread_counts(cores) if n != default.threads]
+    found += [
+        replace(frugal, threads=n, prefill_threads=n) for n in thread_counts(cores) if n != default.threads
+    ]
     if workload.max_kld:
         found.append(replace(frugal, cache_type="q8_0"))
     else:
-        refused.append(Refusal("cache type q8_0", "it changes the answers a little; allow it with `--max-kld 0.01`"))
+        refused.append(
+            Refusal("cache type q8_0", "it changes the answers a little; allow it with `--max-kld 0.01`")
+        )
     return found, refused
 
 
-def combinations(default: Settings, tried: Iterable[Settings]) -> list[Settings]:
+def combinations(default: Settings, tried: Iterable[Settings], repacks: bool) -> list[Settings]:
     """Every product of the knob values among `tried`; threads are chosen for each phase by itself.
 
     Without flash attention the engine refuses a quantized V cache, so that pair is left out.
@@ -65,8 +78,18 @@ def combinations(default: Settings, tried: Iterable[Settings]) -> list[Settings]
         _values(s.micro_batch for s in known),
     )
     return [
-        replace(default, threads=t, prefill_threads=p, repack=r, mapped=not r, flash_attention=f, cache_type=c,
-                micro_batch=m)  # fmt: skip
+        lean(
+            replace(
+                default,
+                threads=t,
+                prefill_threads=p,
+                repack=r,
+                flash_attention=f,
+                cache_type=c,
+                micro_batch=m,
+            ),
+            repacks,
+        )  # fmt: skip
         for t, p, r, f, c, m in knobs
         if not (f == "off" and c != "f16")
     ]

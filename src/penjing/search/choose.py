@@ -8,12 +8,13 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from penjing.cost import roofline, speed
-from penjing.cost.memory import Traits, predict_memory
+from penjing.cost.memory import Traits, is_repacked, predict_memory
 from penjing.figures import Estimate
 from penjing.machine import Machine
 from penjing.model import Model
 from penjing.plan import Chosen, Estimates, Memory, Plan, Refusal, Settings
 from penjing.rates import Rates
+from penjing.search import candidates
 from penjing.units import show_bytes, show_number, show_seconds
 from penjing.workload import Workload
 
@@ -32,6 +33,11 @@ class Question(Struct, frozen=True):
     budget_bytes: int | None
     rates: Rates | None = None
 
+    @property
+    def repacks(self) -> bool:
+        """The engine has a repacked layout for some tensor of the model."""
+        return any(is_repacked(t, self.traits) for t in self.model.tensors)
+
 
 class Verdict(Struct, frozen=True):
     """The choice with the plans that fit and those that were refused; `chosen` is None if nothing fits."""
@@ -42,11 +48,11 @@ class Verdict(Struct, frozen=True):
     refused: tuple[Refusal, ...]
 
 
-def choose(question: Question, candidates: Iterable[Settings]) -> Verdict:
+def choose(question: Question, proposed: Iterable[Settings]) -> Verdict:
     """The candidate with the least time for the workload that keeps every limit."""
     default = appraise(question, question.default)
     refused, fitting = [], []
-    for settings in dict.fromkeys([question.default, *candidates]):
+    for settings in dict.fromkeys([question.default, *proposed]):
         candidate = default if settings == question.default else appraise(question, settings)
         why = why_not(question, candidate)
         if why:
@@ -55,15 +61,19 @@ def choose(question: Question, candidates: Iterable[Settings]) -> Verdict:
             fitting.append(candidate)
     winner = _winner(question, default, fitting)
     for candidate in fitting:
-        if winner is not None and candidate.settings != winner.settings:
-            refused.append(Refusal(describe(candidate.settings, question.default), _slower(candidate, winner)))
+        if winner is not None and candidates.lean(candidate.settings, question.repacks) != winner.settings:
+            refused.append(
+                Refusal(describe(candidate.settings, question.default), _slower(candidate, winner))
+            )
     return Verdict(winner, default, tuple(fitting), tuple(refused))
 
 
 def appraise(question: Question, settings: Settings) -> Chosen:
     """What `settings` cost and give, whether they fit or not."""
     memory = memory_of(question, settings)
-    from_disk = question.budget_bytes is not None and memory.total_bytes > question.budget_bytes and settings.mapped
+    from_disk = (
+        question.budget_bytes is not None and memory.total_bytes > question.budget_bytes and settings.mapped
+    )
     return Chosen(
         engine=question.traits.name,
         engine_version=question.traits.version,
@@ -90,7 +100,9 @@ def memory_of(question: Question, settings: Settings) -> Memory:
                 weights_bytes=seen.memory.weights_bytes,
                 repacked_bytes=seen.memory.repacked_bytes,
                 cache_bytes=predicted.cache_bytes,
-                compute_bytes=max(0, seen.memory.compute_bytes + predicted.compute_bytes - then.compute_bytes),
+                compute_bytes=max(
+                    0, seen.memory.compute_bytes + predicted.compute_bytes - then.compute_bytes
+                ),
                 base_bytes=seen.memory.base_bytes,
             )
     return predicted
@@ -150,7 +162,11 @@ def _winner(question: Question, default: Chosen, fitting: Sequence[Chosen]) -> C
 
 def _home(question: Question, fitting: Sequence[Chosen]) -> Chosen | None:
     """The engine's default, or its twin of the same speed and half the memory where that exists."""
-    twins = [c for c in fitting if c.settings in (question.default, unmapped(question.default))]
+    twins = [
+        c
+        for c in fitting
+        if c.settings in (question.default, candidates.lean(question.default, question.repacks))
+    ]
     return min(twins, key=lambda c: c.memory.total_bytes, default=None)
 
 
@@ -163,13 +179,8 @@ def gain(question: Question, candidate: Chosen, default: Chosen) -> float:
     theirs = speed.total_seconds(rates, default.settings, workload.prompt_tokens, workload.answer_tokens)
     if mine is None or theirs is None:
         return 0.0
-    saved = theirs.minus(mine)
+    saved = theirs - mine
     return saved.value - max(2 * saved.error, _LEAST_GAIN * theirs.value)
-
-
-def unmapped(default: Settings) -> Settings:
-    """The default with its weights read once instead of mapped: same kernels; mapped, repacking keeps two copies."""
-    return replace(default, mapped=not default.repack)
 
 
 def _estimates(question: Question, settings: Settings, memory: Memory, from_disk: bool) -> Estimates:
@@ -278,11 +289,13 @@ def plan_of(question: Question, verdict: Verdict, chosen: Chosen, notes: Iterabl
     )
 
 
-def frontier(candidates: Iterable[Chosen]) -> list[Chosen]:
+def frontier(appraised: Iterable[Chosen]) -> list[Chosen]:
     """Those that no other candidate beats in total time and memory together, fastest first."""
-    timed = {c.settings: c for c in reversed(list(candidates)) if c.estimate.total_seconds.value is not None}
+    timed = {c.settings: c for c in reversed(list(appraised)) if c.estimate.total_seconds.value is not None}
     kept: list[Chosen] = []
-    for c in sorted(timed.values(), key=lambda c: (c.estimate.total_seconds.value or 0, c.memory.total_bytes)):
+    for c in sorted(
+        timed.values(), key=lambda c: (c.estimate.total_seconds.value or 0, c.memory.total_bytes)
+    ):
         if not kept or c.memory.total_bytes < kept[-1].memory.total_bytes:
             kept.append(c)
     return kept

@@ -45,7 +45,9 @@ def does_not_fit(question: Question, budget_bytes: int) -> DoesNotFit:
     room = budget_bytes - need.pinned_bytes
     if room > 0.1 * model.n_bytes:
         bits = 8 * room / max(1, model.n_weights)
-        ways.append(f"or take a file of the same model of at most {show_bytes(room)} (about {bits:.1f} bits per weight)")
+        ways.append(
+            f"or take a file of the same model of at most {show_bytes(room)} (about {bits:.1f} bits per weight)"
+        )
     if not ways:
         ways.append(f"give it at least {show_bytes(need.pinned_bytes)}: `--memory {need.pinned_bytes}`")
     return DoesNotFit(

@@ -56,7 +56,9 @@ def main() -> None:
         request = inbox.next()
         try:
             if isinstance(request, p.Load):
-                runner = Runner(Path(request.path), request.settings, check=request.check)
+                runner = Runner(
+                    Path(request.path), request.settings, check=request.check, warm_up=request.warm_up
+                )
                 send(_ready(runner))
             elif runner is not None:
                 for reply, payload in _answer(runner, request, inbox):

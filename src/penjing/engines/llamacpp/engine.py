@@ -58,10 +58,17 @@ class LlamaCpp:
         )
 
     def open(
-        self, model: Path, settings: Settings, *, start_seconds: float = 120, check_weights: bool = False
+        self,
+        model: Path,
+        settings: Settings,
+        *,
+        start_seconds: float = 120,
+        check_weights: bool = False,
+        warm_up: bool = True,
     ) -> LlamaSession:
         self.check()
-        return LlamaSession(model, settings, start_seconds, check_weights)
+        load = p.Load(str(model.resolve()), settings, check_weights, warm_up)
+        return LlamaSession(load, start_seconds)
 
     def serve(
         self, model: Path, settings: Settings, *, host: str, port: int, alias: str, start_seconds: float = 120
@@ -73,11 +80,12 @@ class LlamaCpp:
 class LlamaSession:
     """One model in one child process; see `engines.base.Session`."""
 
-    def __init__(self, model: Path, settings: Settings, start_seconds: float, check_weights: bool) -> None:
+    def __init__(self, load: p.Load, start_seconds: float) -> None:
         self._child = Child("penjing.engines.llamacpp.child")
         try:
-            self._send(p.Load(str(model.resolve()), settings, check_weights))
-            self._become(settings, self._expect(p.Ready, start_seconds, f"loading `{model.name}`"))
+            self._send(load)
+            ready = self._expect(p.Ready, start_seconds, f"loading `{Path(load.path).name}`")
+            self._become(load.settings, ready)
         except BaseException:
             self.close()
             raise
@@ -112,7 +120,9 @@ class LlamaSession:
         self._send(p.Render(tuple(messages)))
         return self._expect(p.Rendered, _TEMPLATE_SECONDS, "the chat template").text
 
-    def generate(self, tokens: Sequence[int], max_tokens: int, sampling: Sampling) -> Iterator[Text | Finished]:
+    def generate(
+        self, tokens: Sequence[int], max_tokens: int, sampling: Sampling
+    ) -> Iterator[Text | Finished]:
         self._send(p.Generate(list(tokens), max_tokens, sampling))
         while True:
             reply, _ = self._receive(_STEP_SECONDS * max(1, len(tokens) // 512), "the answer")

@@ -24,7 +24,17 @@ CACHE_TYPES = {"f16": 1, "q8_0": 8}
 FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
 REPACKED_X86 = ("q4_0", "q4_K", "iq4_nl")
 REPACKED_ARM = ("q4_0", "q4_K", "q5_K", "q6_K", "q8_0", "iq4_nl")
-_TYPE_NAMES = {0: "f32", 1: "f16", 2: "q4_0", 3: "q4_1", 8: "q8_0", 12: "q4_K", 14: "q6_K", 23: "iq4_xs", 39: "mxfp4"}
+_TYPE_NAMES = {
+    0: "f32",
+    1: "f16",
+    2: "q4_0",
+    3: "q4_1",
+    8: "q8_0",
+    12: "q4_K",
+    14: "q6_K",
+    23: "iq4_xs",
+    39: "mxfp4",
+}
 
 
 def check(cpuinfo: Path = Path("/proc/cpuinfo"), openmp: str = "libgomp.so.1", pinned: str = PINNED) -> None:
@@ -57,7 +67,9 @@ def _check_openmp(name: str) -> None:
 
 
 def _check_cpu(cpuinfo: str) -> None:
-    flags = next((line.split(":", 1)[1].split() for line in cpuinfo.splitlines() if line.startswith("flags")), None)
+    flags = next(
+        (line.split(":", 1)[1].split() for line in cpuinfo.splitlines() if line.startswith("flags")), None
+    )
     missing = [flag for flag in _CPU_FLAGS if flags is not None and flag not in flags]
     if missing:
         raise EngineUnusable(
@@ -73,7 +85,9 @@ def library_path() -> Path:
         raise EngineUnusable(f"{PACKAGE} is not installed", hint=f"pip install '{PACKAGE}=={PINNED}'")
     found = sorted(Path(spec.origin).parent.glob(f"{PACKAGE}*.so"))
     if not found:
-        raise EngineUnusable(f"{PACKAGE} has no library in `{Path(spec.origin).parent}`", hint="install it again")
+        raise EngineUnusable(
+            f"{PACKAGE} has no library in `{Path(spec.origin).parent}`", hint="install it again"
+        )
     return found[0]
 
 
@@ -90,7 +104,9 @@ def bind() -> tuple[Any, Any]:
     try:
         library = ffi.dlopen(str(library_path()))
     except OSError as error:
-        raise EngineUnusable(f"the engine's library does not load: {error}", hint=f"pip install '{PACKAGE}=={PINNED}'") from error
+        raise EngineUnusable(
+            f"the engine's library does not load: {error}", hint=f"pip install '{PACKAGE}=={PINNED}'"
+        ) from error
     _guard(ffi, library)
     return ffi, library
 

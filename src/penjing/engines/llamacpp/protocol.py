@@ -11,11 +11,15 @@ from penjing.plan import Memory, Settings
 
 
 class Load(Struct, frozen=True, tag=True):
-    """First of all: which model, and how. `check` reads every weight once and refuses NaN and infinity."""
+    """First of all: which model, and how.
+
+    `check` reads every weight once and refuses NaN and infinity; `warm_up` computes two tokens.
+    """
 
     path: str
     settings: Settings
     check: bool
+    warm_up: bool
 
 
 class Configure(Struct, frozen=True, tag=True):

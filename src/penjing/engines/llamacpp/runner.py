@@ -29,7 +29,7 @@ _LOGIT_ROWS = 32  # rows in one block of logits: 20 MB for a vocabulary of 150,0
 class Runner:
     """A loaded model and its context."""
 
-    def __init__(self, path: Path, settings: Settings, *, check: bool) -> None:
+    def __init__(self, path: Path, settings: Settings, *, check: bool, warm_up: bool = False) -> None:
         self.ffi, self.lib = library.bind()
         self.lines: list[str] = []
         self.errors: list[str] = []
@@ -47,6 +47,9 @@ class Runner:
         grown = max(0, _resident_bytes()["RssAnon"] - private)
         self._weights = (weights, private, grown + before["RssFile"])
         self.memory = self.configure(settings)
+        if warm_up:
+            self._decode(self._random_tokens(2, seed=0))
+            self._clear()
 
     # ---- loading -------------------------------------------------------------------------------
 
@@ -65,7 +68,9 @@ class Runner:
     def configure(self, settings: Settings) -> Memory:
         """A new, empty context. Returns the engine's memory by class."""
         if settings.repack != self.settings.repack or settings.mapped != self.settings.mapped:
-            raise EngineError("repacking and mapping cannot change after loading", hint="load the model again")
+            raise EngineError(
+                "repacking and mapping cannot change after loading", hint="load the model again"
+            )
         if self._context is not None:
             self.lib.llama_free(self._context)
             self._context = None
@@ -159,7 +164,10 @@ class Runner:
 
     def special_texts(self) -> dict[str, str]:
         """The start and end tokens as text, which chat templates may ask for."""
-        tokens = {"bos_token": self.lib.llama_vocab_bos(self.vocab), "eos_token": self.lib.llama_vocab_eos(self.vocab)}
+        tokens = {
+            "bos_token": self.lib.llama_vocab_bos(self.vocab),
+            "eos_token": self.lib.llama_vocab_eos(self.vocab),
+        }
         return {
             name: self.ffi.string(self.lib.llama_vocab_get_text(self.vocab, token)).decode("utf-8", "replace")
             for name, token in tokens.items()
@@ -212,7 +220,7 @@ class Runner:
 
     def time(self, kind: Literal["prefill", "decode"], tokens: int, depth: int, repeats: int) -> list[Sample]:
         """Time `tokens` tokens after `depth` others, `repeats` times."""
-        if depth + tokens > self.context_tokens:
+        if depth + tokens >= self.context_tokens:
             raise EngineError(f"cannot time {depth} + {tokens} tokens in a context of {self.context_tokens}")
         ids = self._random_tokens(max(tokens, 1), seed=tokens)
         self._fill(depth)
@@ -220,6 +228,8 @@ class Runner:
         samples = []
         try:
             for _ in range(repeats):
+                if kind == "decode":  # the first step after a prefill pays for a new graph, once an answer
+                    self._decode(ids[:1])
                 if not self._rewind(depth):
                     self._fill(depth)
                 samples.append(self._time_once(kind, ids, depth, sampler))
@@ -227,7 +237,9 @@ class Runner:
             self.lib.llama_sampler_free(sampler)
         return samples
 
-    def _time_once(self, kind: Literal["prefill", "decode"], ids: list[int], depth: int, sampler: Any) -> Sample:
+    def _time_once(
+        self, kind: Literal["prefill", "decode"], ids: list[int], depth: int, sampler: Any
+    ) -> Sample:
         clock = _Clock()
         if kind == "prefill":
             self._prefill(ids, lambda: False)
@@ -244,7 +256,8 @@ class Runner:
 
         if len(tokens) > self.context_tokens:
             raise EngineError(
-                f"{len(tokens)} tokens exceed the context of {self.context_tokens}", hint=f"--context {len(tokens)}"
+                f"{len(tokens)} tokens exceed the context of {self.context_tokens}",
+                hint=f"--context {len(tokens)}",
             )
         self.lib.llama_free(self._context)
         self._context = self._new_context(self.settings, outputs=_LOGIT_ROWS)
@@ -273,7 +286,9 @@ class Runner:
             batch.logits = wanted
         code = self.lib.llama_decode(self._context, batch)
         if code != 0:
-            raise EngineError(f"the engine failed on {len(ids)} tokens with code {code}: {self._telling_line()}")
+            raise EngineError(
+                f"the engine failed on {len(ids)} tokens with code {code}: {self._telling_line()}"
+            )
 
     def _sample(self, sampler: Any) -> int:
         return int(self.lib.llama_sampler_sample(sampler, self._context, -1))
@@ -362,14 +377,16 @@ class _Clock:
 
 
 def peak_bytes() -> int:
-    """The largest resident size so far, in bytes (ru_maxrss counts KiB on Linux, bytes on macOS)."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    """The largest resident size so far, in bytes.
+
+    Linux hands ru_maxrss on from the process that started us, so VmHWM is asked there.
+    """
+    return _resident_bytes()["VmHWM"] or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _resident_bytes() -> dict[str, int]:
-    """RssAnon and RssFile of this process in bytes; zeros where the system does not tell."""
-    sizes = {"RssAnon": 0, "RssFile": 0}
+    """RssAnon, RssFile and VmHWM of this process in bytes; zeros where the system does not tell."""
+    sizes = {"RssAnon": 0, "RssFile": 0, "VmHWM": 0}
     status = Path("/proc/self/status")
     if status.exists():
         for line in status.read_text().splitlines():

@@ -48,7 +48,9 @@ class LlamaServing:
             document, _ = self._child.receive(start_seconds, f"starting to serve `{model.name}`")
             up = msgspec.json.decode(document, type=Up)
             if up.problem:
-                raise EngineError(f"the engine cannot serve `{model.name}`: {self._child.telling_line() or up.problem}")
+                raise EngineError(
+                    f"the engine cannot serve `{model.name}`: {self._child.telling_line() or up.problem}"
+                )
         except BaseException:
             self.close()
             raise
@@ -74,7 +76,9 @@ class LlamaServing:
         """
         code = self._child.process.wait()
         said = self._child.telling_line()
-        raise EngineDied(f"the server ended with code {code}" + (f": {said}" if said else ""), hint="start it again")
+        raise EngineDied(
+            f"the server ended with code {code}" + (f": {said}" if said else ""), hint="start it again"
+        )
 
     def close(self) -> None:
         self._child.close(grace_seconds=5.0)
@@ -99,7 +103,6 @@ def parameters(x: Any, serve: Serve) -> Any:
     params = x.CommonParams()
     params.model.path = serve.path
     params.model_alias = {serve.alias}
-    params.hostname = serve.host if hasattr(params, "hostname") else None
     params.hostnames = [serve.host]
     params.port = serve.port
     params.n_parallel = settings.sequences
@@ -110,8 +113,12 @@ def parameters(x: Any, serve: Serve) -> Any:
     params.no_extra_bufts = not settings.repack
     params.cache_type_k = params.cache_type_v = _cache_types(x)[settings.cache_type]
     params.flash_attn_type = _flash_attention(x)[settings.flash_attention]
+    load = x.llama_load_mode
+    params.load_mode = load.LLAMA_LOAD_MODE_MMAP if settings.mapped else load.LLAMA_LOAD_MODE_NONE
     params.endpoint_metrics = True
-    params.fit_params = False  # the plan has already counted; a second opinion would lower the context silently
+    params.fit_params = (
+        False  # the plan has already counted; a second opinion would lower the context silently
+    )
     params.ui = False
     return params
 

@@ -31,7 +31,14 @@ def render(template: str | None, messages: Sequence[Message], specials: Mapping[
     try:
         compiled = environment.from_string(template)
         return compiled.render(messages=turns, add_generation_prompt=True, tools=None, **specials)
-    except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, RecursionError, MemoryError) as error:
+    except (
+        jinja2.TemplateError,
+        TypeError,
+        ValueError,
+        ArithmeticError,
+        RecursionError,
+        MemoryError,
+    ) as error:
         raise EngineError(
             f"the model's chat template fails: {error}", hint="send the bare text with `--raw`"
         ) from error

@@ -1,0 +1,105 @@
+"""The command line: parse, call, print. The only place where errors become text and exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from penjing import __version__
+from penjing.cli import options
+from penjing.errors import UsageError, UserError
+
+_COMMANDS = {
+    "run": ("answer a prompt with a model, planned for this machine", options.run),
+    "plan": ("show the best way to run a model here, or on a machine you do not own", options.plan),
+    "probe": ("measure this machine", options.probe),
+    "bench": ("time a plan beside the engine's default, predicted beside measured", options.bench),
+    "serve": ("serve a model over the OpenAI API on 127.0.0.1", options.serve),
+    "machines": ("list the machines that ship as descriptions", options.listing),
+    "models": ("list the models that ship as shapes", options.listing),
+}
+
+_EXAMPLES = """examples:
+  penjing run "Name three rivers."           the model that ships, planned and measured on first use
+  penjing run model.gguf "Hello" --memory 4GiB
+  penjing plan Qwen3-8B --on "RTX 4090"      what it would do on a machine you do not own
+  penjing serve model.gguf --port 8080
+
+Every command has --json, and --help with examples. Files it keeps: $PENJING_CACHE or ~/.cache/penjing
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with our errors: one line, one hint, never a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, hint=f"{self.prog} --help")
+
+
+def make_parser() -> Parser:
+    """The whole command line; the work behind each command is imported when it is called."""
+    parser = Parser(
+        prog="penjing",
+        description="Run large language models on the hardware you have: planned by measurement, "
+        "with what was predicted beside what was measured.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"penjing {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    for name, (summary, add_options) in _COMMANDS.items():
+        command = commands.add_parser(
+            name, help=summary, description=summary[0].upper() + summary[1:] + ".",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        add_options(command)
+        command.add_argument("--json", action="store_true", help="print one JSON document")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code: 0, 2 for an expected error, 130 for Ctrl-C."""
+    try:
+        return _dispatch(list(sys.argv[1:] if argv is None else argv))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        if error.hint:
+            print(f"\nhint: {error.hint}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _dispatch(argv: list[str]) -> int:
+    parser = make_parser()
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        raise _unknown(args.command, unknown[0])
+    if args.command is None:
+        parser.print_help()
+        return 0
+    module = importlib.import_module(f"penjing.cli.{args.command}")
+    code: int = module.command(args)
+    return code
+
+
+def _unknown(command: str | None, word: str) -> UsageError:
+    known = [option for action in _actions(command) for option in action.option_strings]
+    near = difflib.get_close_matches(word.split("=")[0], known, n=1)
+    hint = f"did you mean `{near[0]}`?" if near else f"penjing {command or ''} --help"
+    return UsageError(f"`{word}` is not understood here", hint=hint)
+
+
+def _actions(command: str | None) -> list[argparse.Action]:
+    parser = Parser(add_help=False)
+    if command in _COMMANDS:
+        _COMMANDS[command][1](parser)
+    return parser._actions

@@ -1,0 +1,201 @@
+"""The options of every command, and the workload that they describe."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import TypeVar
+
+from penjing.errors import UsageError
+from penjing.units import parse_size
+
+N = TypeVar("N", int, float)
+
+_MODEL = "a GGUF file, a Hugging Face folder or repository; left out: the model that ships"
+
+
+def run(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = """examples:
+  penjing run "Name three rivers."
+  penjing run model.gguf "Why is the sky blue?" --max-tokens 200
+  penjing run bartowski/SmolLM2-360M-Instruct-GGUF:Q4_K_M "Hello"
+  cat letter.txt | penjing run model.gguf          the prompt from a pipe
+  penjing run model.gguf                           a conversation, Ctrl-D ends it
+  penjing run big.gguf "Hello" --memory 4GiB --allow-disk
+"""
+    parser.add_argument("words", nargs="*", metavar="[MODEL] [PROMPT]", help=_MODEL)
+    parser.add_argument(
+        "--max-tokens", type=_whole("--max-tokens"), default=256, metavar="N", help="longest answer (256)"
+    )
+    parser.add_argument("--system", metavar="TEXT", help="instructions before the conversation")
+    parser.add_argument(
+        "--raw", action="store_true", help="send the prompt as it is, without the chat template"
+    )
+    parser.add_argument(
+        "--temperature",
+        type=_number("--temperature"),
+        default=0.8,
+        metavar="T",
+        help="0 always takes the likeliest token (0.8)",
+    )
+    parser.add_argument("--seed", type=int, metavar="N", help="draw the same tokens again")
+    _limits(parser)
+    _fresh(parser)
+
+
+def plan(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = """examples:
+  penjing plan                                     the model that ships, on this machine
+  penjing plan model.gguf --prompt 2000 --answer 50
+  penjing plan model.gguf --memory 6GiB --context 8192
+  penjing plan Qwen3-8B --on "RTX 4090"            shapes and datasheets, nothing is loaded
+  penjing plan model.gguf --json | jq .chosen.estimate
+"""
+    parser.add_argument(
+        "model", nargs="?", metavar="MODEL", help=f"{_MODEL}; or a name from `penjing models`"
+    )
+    parser.add_argument(
+        "--on", metavar="MACHINE", help="a name from `penjing machines`, or a file; left out: this computer"
+    )
+    _workload(parser)
+    _limits(parser)
+    _fresh(parser)
+
+
+def probe(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = """examples:
+  penjing probe
+  penjing probe --path /data/models                rates of the disk that holds the models
+  penjing probe --json > machine.json              a description for `penjing plan --on machine.json`
+"""
+    parser.add_argument(
+        "--path", metavar="PATH", help="file or folder whose disk is measured; left out: the cache folder's"
+    )
+    _fresh(parser)
+
+
+def bench(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = """examples:
+  penjing bench
+  penjing bench model.gguf --prompt 2000 --answer 50 --rounds 5
+  penjing plan model.gguf --json > p.json; penjing bench model.gguf --plan p.json
+"""
+    parser.add_argument("model", nargs="?", metavar="MODEL", help=_MODEL)
+    parser.add_argument(
+        "--plan", metavar="FILE", help="a plan as `penjing plan --json` prints it; left out: a new one"
+    )
+    parser.add_argument(
+        "--rounds", type=_whole("--rounds"), default=3, metavar="N", help="repetitions of each, in turn (3)"
+    )
+    _workload(parser)
+    _limits(parser)
+    _fresh(parser)
+
+
+def serve(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = """examples:
+  penjing serve
+  penjing serve model.gguf --port 8080 --users 4 --context 8192
+  curl http://127.0.0.1:8080/v1/chat/completions -d '{"messages": [{"role": "user", "content": "Hi"}]}'
+"""
+    parser.add_argument("model", nargs="?", metavar="MODEL", help=_MODEL)
+    parser.add_argument(
+        "--port", type=_port, default=8080, metavar="N", help="port on 127.0.0.1, 0 takes a free one (8080)"
+    )
+    _workload(parser)
+    _limits(parser)
+    _fresh(parser)
+
+
+def listing(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = "examples:\n  penjing machines\n  penjing models --json\n"
+
+
+def _workload(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what it is for")
+    group.add_argument(
+        "--prompt", type=_whole("--prompt"), default=512, metavar="N", help="tokens in a prompt (512)"
+    )
+    group.add_argument(
+        "--answer", type=_whole("--answer"), default=128, metavar="N", help="tokens in an answer (128)"
+    )
+    group.add_argument(
+        "--users", type=_whole("--users"), default=1, metavar="N", help="requests at the same time (1)"
+    )
+
+
+def _limits(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("limits")
+    group.add_argument(
+        "--context",
+        type=_whole("--context"),
+        metavar="N",
+        help="tokens that a user's cache holds; left out: as many as needed",
+    )
+    group.add_argument(
+        "--memory",
+        type=parse_size,
+        metavar="SIZE",
+        help="hard limit for weights + cache + buffers, like 8GiB",
+    )
+    group.add_argument(
+        "--allow-disk",
+        action="store_true",
+        help="read weights from disk again and again if they exceed the memory",
+    )
+    group.add_argument(
+        "--max-kld",
+        type=_number("--max-kld"),
+        metavar="X",
+        help="KL divergence that may be spent for speed, in nats per token",
+    )
+    group.add_argument(
+        "--min-decode",
+        type=_number("--min-decode"),
+        metavar="T",
+        help="least decode speed in tokens per second",
+    )
+    group.add_argument(
+        "--first-token",
+        type=_number("--first-token"),
+        metavar="S",
+        help="longest wait for the first token in seconds",
+    )
+
+
+def _fresh(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--fresh", action="store_true", help="measure again instead of using what was measured before"
+    )
+
+
+def _whole(option: str) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        return _positive(option, text, int, "a whole number of at least 1")
+
+    return read
+
+
+def _number(option: str) -> Callable[[str], float]:
+    def read(text: str) -> float:
+        if option == "--temperature" and text.strip() in ("0", "0.0"):
+            return 0.0
+        return _positive(option, text, float, "a number above 0")
+
+    return read
+
+
+def _positive(option: str, text: str, kind: Callable[[str], N], wanted: str) -> N:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = kind("0")
+    if not 0 < value < 2**53:
+        raise UsageError(f"{option} is `{text}`, but it must be {wanted}", hint=f"for example: {option} 8")
+    return value
+
+
+def _port(text: str) -> int:
+    if not (text.isdecimal() and int(text) < 65536):
+        raise UsageError(f"--port is `{text}`, but it must be a number from 0 to 65535", hint="--port 8080")
+    return int(text)

@@ -1,0 +1,74 @@
+"""What the commands share: from arguments to model, machine and plan."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from penjing.engines.llamacpp import LlamaCpp
+from penjing.errors import BadFile, UserError
+from penjing.machine import EngineFound, Machine
+from penjing.model import Model
+from penjing.planner import Here, plan_here
+from penjing.progress import say
+from penjing.workload import Workload
+
+
+def workload(
+    args: argparse.Namespace, prompt_tokens: int | None = None, answer_tokens: int | None = None
+) -> Workload:
+    """The workload that the options describe; a context that is too small for it makes it smaller."""
+    return Workload(
+        prompt_tokens=prompt_tokens or args.prompt,
+        answer_tokens=answer_tokens or args.answer,
+        users=getattr(args, "users", 1),
+        context_tokens=args.context,
+        memory_bytes=args.memory,
+        max_kld=args.max_kld,
+        min_decode_tokens_per_s=args.min_decode,
+        max_first_token_seconds=args.first_token,
+        allow_disk=args.allow_disk,
+    )
+
+
+def local_model(name: str | None) -> tuple[Path, Model]:
+    """The model file that `name` means, its header checked.
+
+    Raises:
+        BadFile: it is a folder of safetensors, which this engine cannot run.
+    """
+    from penjing.fetch import resolve
+    from penjing.gguf import read_model
+
+    path = resolve(name)
+    if path.is_dir():
+        raise BadFile(
+            f"`{path}` is a folder, but the engine runs GGUF files",
+            hint=f"`penjing plan {path}` reads a folder's shapes; to run it, convert it to GGUF first",
+        )
+    return path, read_model(path)
+
+
+def this_machine(path: Path | None, *, fresh: bool = False) -> Machine:
+    """This computer as probed, with the disk of `path` and the engines found."""
+    from penjing.probe import probe
+
+    return probe(path, fresh=fresh, engines=engines(), progress=say)
+
+
+def engines() -> tuple[EngineFound, ...]:
+    """The engines that penjing knows, and whether they can be used here."""
+    engine = LlamaCpp()
+    try:
+        engine.check()
+    except UserError as error:
+        return (EngineFound(engine.name, engine.version, usable=False, why=str(error)),)
+    return (EngineFound(engine.name, engine.version, usable=True),)
+
+
+def planned(args: argparse.Namespace, name: str | None, wanted: Workload | None = None) -> Here:
+    """The plan for this machine that the options ask for."""
+    path, model = local_model(name)
+    machine = this_machine(path)
+    wanted = wanted or workload(args)
+    return plan_here(path, model, machine, wanted, LlamaCpp(), fresh=args.fresh, say=say)

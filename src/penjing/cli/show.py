@@ -1,0 +1,245 @@
+"""Everything that is printed for people, and the JSON for programs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from penjing.figures import Estimate, Figure, Measurement
+from penjing.machine import Machine
+from penjing.model import Model
+from penjing.plan import Chosen, Memory, Plan
+from penjing.units import show_bytes, show_number, show_seconds
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from penjing.cli.run import Measured, Predicted
+    from penjing.planner import Here
+
+_UNKNOWN = "unknown"
+
+
+def document(value: object) -> None:
+    """One JSON document on stdout."""
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
+
+
+def machine(m: Machine) -> None:
+    """The machine as a few lines and a table of its memory."""
+    cores = m.cores
+    print(f"{m.cpu or m.name}")
+    print(f"cores      {_or_unknown(cores.physical)} physical, {_or_unknown(cores.logical)} logical, "
+          f"{_or_unknown(cores.usable)} usable")  # fmt: skip
+    print(f"ISA        {' '.join(m.isa) or _UNKNOWN}")
+    limit = show_bytes(m.memory_limit_bytes) if m.memory_limit_bytes else "no limit"
+    print(f"memory     {_size(m.memory_total_bytes)}, {_size(m.memory_available_bytes)} available, {limit}")
+    for gpu in m.accelerators:
+        print(f"GPU/NPU    {gpu.name}, {_size(gpu.memory_bytes)}")
+    for engine in m.engines:
+        print(f"engine     {engine.name} ({engine.version}): {'usable' if engine.usable else engine.why}")
+    print(f"load       {_or_unknown(m.load_average)}")
+    rows = [
+        (t.name, _size(t.capacity_bytes), _rate(t.read_bytes_per_s), _rate(t.random_read_bytes_per_s),
+         ", ".join(f"{r.threads}: {show_bytes(r.read_bytes_per_s)}/s" for r in t.by_threads))
+        for t in m.tiers
+    ]  # fmt: skip
+    _print(_table(("tier", "capacity", "read", "128 KiB random", "by threads"), rows))
+
+
+def machines(found: Iterable[Machine]) -> None:
+    rows = []
+    for m in found:
+        tier = m.tiers[0] if m.tiers else None
+        peak = next(
+            (f"{c.format} {show_number((c.operations_per_s.value or 0) / 1e12)}" for c in m.compute), ""
+        )
+        rows.append((m.name, tier.name if tier else "", _size(tier.capacity_bytes if tier else None),
+                     _rate(tier.read_bytes_per_s if tier else None), peak))  # fmt: skip
+    _print(_table(("machine", "memory", "capacity", "read", "peak Tops/s"), rows))
+
+
+def summary(m: Model) -> dict[str, Any]:
+    """A catalogue entry without its hundreds of tensors."""
+    return {
+        "name": m.name,
+        "architecture": m.architecture,
+        "weights": m.n_weights,
+        "active_weights": m.active_weights,
+        "layers": len(m.layers),
+        "width": m.width,
+        "vocabulary": m.vocabulary,
+        "context_tokens": m.context_tokens,
+        "experts": m.experts,
+        "experts_used": m.experts_used,
+        "source": m.source,
+    }
+
+
+def models(found: Iterable[Model]) -> None:
+    rows = [
+        (m.name, f"{show_number(m.n_weights / 1e9)} B", f"{show_number(m.active_weights / 1e9)} B", str(len(m.layers)),
+         f"{m.experts_used} of {m.experts}" if m.experts else "", str(m.context_tokens))
+        for m in found
+    ]  # fmt: skip
+    _print(_table(("model", "weights", "active", "layers", "experts", "context"), rows))
+
+
+def plan(p: Plan) -> None:
+    """The chosen way, what it is expected to give beside the default, and what was refused."""
+    w, chosen = p.workload, p.chosen
+    print(f"{p.model} on {p.machine}")
+    print(f"for {w.prompt_tokens} prompt + {w.answer_tokens} answer tokens, {w.users} at a time")
+    print(f"chosen: {chosen.why}")
+    print(_knobs(chosen))
+    others = [("engine's default", p.default)] if p.default and not chosen.is_default else []
+    _print(_comparison([("chosen", chosen), *others]))
+    print(_memory_line(chosen.memory))
+    if p.refused:
+        _print(_table(("not chosen", "why"), [(r.what, r.why) for r in p.refused]))
+    for note in p.notes:
+        print(f"note: {note}")
+
+
+def predicted_beside_measured(predicted: Predicted, measured: Measured, chosen: Chosen) -> None:
+    """The proof under an answer, on stderr: predicted, measured, and how far off."""
+    rows = [
+        _proof("decode", predicted.decode_tokens_per_s, measured.decode_tokens_per_s, _speed),
+        _proof("prefill", predicted.prefill_tokens_per_s, measured.prefill_tokens_per_s, _speed),
+        _proof("first token", predicted.first_token_seconds, measured.first_token_seconds, show_seconds),
+        _proof("peak memory", predicted.peak_memory_bytes, measured.peak_memory_bytes, show_bytes),
+    ]
+    print(file=sys.stderr)
+    _print(_table(("", "predicted", "interval", "measured", "off by"), rows), to_stderr=True)
+    print(
+        f"{measured.prompt_tokens} prompt + {measured.answer_tokens} answer tokens; {_knobs(chosen)}",
+        file=sys.stderr,
+    )
+
+
+def bench(report: dict[str, Any]) -> None:
+    """Predicted beside measured, and the plan beside the default."""
+    result, default, estimate = report["measured"], report["default"], report["predicted"]
+    names = (("prefill_tokens_per_s", _speed), ("decode_tokens_per_s", _speed),
+             ("first_token_seconds", show_seconds), ("total_seconds", show_seconds))  # fmt: skip
+    rows = []
+    for name, shown in names:
+        row = _proof(name.split("_")[0], getattr(estimate, name), getattr(result, name).value, shown)
+        rows.append((*row, _median(getattr(default, name), shown) if default else ""))
+    print(f"{report['model']}, {report['engine_version']}, {result.total_seconds.count} rounds")
+    _print(_table(("", "predicted", "interval", "measured", "off by", "engine's default"), rows))
+    if report["ratio_to_default"] is not None:
+        print(f"total time over the default's: {report['ratio_to_default']:.3f}")
+
+
+def serving(url: str, here: Here) -> None:
+    """Where the server listens and how to try it; on stdout, because it is what the user asked for."""
+    settings = here.chosen.settings
+    each = settings.context_tokens // settings.sequences
+    print(f"{here.model.name} at {url}/v1  ({settings.sequences} at a time, {each} tokens of context each)")
+    print(f"""try: curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\
+       -d '{{"messages": [{{"role": "user", "content": "Hello"}}]}}'""")
+    print("Ctrl-C stops it", flush=True)
+
+
+def _comparison(columns: Sequence[tuple[str, Chosen]]) -> Table:
+    rows = [
+        ("decode", *(_estimate(c.estimate.decode_tokens_per_s, _speed) for _, c in columns)),
+        ("prefill", *(_estimate(c.estimate.prefill_tokens_per_s, _speed) for _, c in columns)),
+        ("first token", *(_estimate(c.estimate.first_token_seconds, show_seconds) for _, c in columns)),
+        ("total", *(_estimate(c.estimate.total_seconds, show_seconds) for _, c in columns)),
+        ("memory", *(_estimate(c.estimate.memory_bytes, show_bytes) for _, c in columns)),
+        ("KL divergence", *(_estimate(c.estimate.kld, show_number) for _, c in columns)),
+    ]
+    return _table(("", *(name for name, _ in columns)), rows)
+
+
+def _knobs(chosen: Chosen) -> str:
+    s = chosen.settings
+    threads = (
+        f"{s.threads} threads"
+        if s.threads == s.prefill_threads
+        else f"{s.prefill_threads}/{s.threads} threads"
+    )
+    layout = "repacked" if s.repack and chosen.memory.repacked_bytes else "as in the file"
+    disk = ", from disk" if chosen.from_disk else ""
+    return (f"{chosen.engine}: {threads}, weights {layout}{disk}, flash attention {s.flash_attention}, "
+            f"{s.cache_type} cache of {s.context_tokens} tokens, micro-batch {s.micro_batch}")  # fmt: skip
+
+
+def _memory_line(memory: Memory) -> str:
+    parts = (("mapped weights", memory.weights_bytes), ("weights in memory", memory.repacked_bytes),
+             ("cache", memory.cache_bytes), ("buffers", memory.compute_bytes), ("engine", memory.base_bytes))  # fmt: skip
+    return "memory: " + " + ".join(f"{name} {show_bytes(n)}" for name, n in parts if n)
+
+
+def _proof(name: str, estimate: Estimate, measured: float | None, shown: Any) -> tuple[str, ...]:
+    if measured is None:
+        return name, _value(estimate, shown), _interval(estimate, shown), "none", ""
+    off = "" if not estimate.value else f"{100 * (estimate.value - measured) / measured:+.0f} %"
+    return name, _value(estimate, shown), _interval(estimate, shown), shown(measured), off
+
+
+def _estimate(estimate: Estimate, shown: Any) -> str:
+    if estimate.value is None:
+        return _UNKNOWN
+    if estimate.low == estimate.high:
+        return f"{shown(estimate.value)}"
+    return f"{shown(estimate.value)}  ({_interval(estimate, shown)}, {estimate.source})"
+
+
+def _value(estimate: Estimate, shown: Any) -> str:
+    return _UNKNOWN if estimate.value is None else shown(estimate.value)
+
+
+def _interval(estimate: Estimate, shown: Any) -> str:
+    return (
+        ""
+        if estimate.low is None or estimate.high is None
+        else f"{shown(estimate.low)} to {shown(estimate.high)}"
+    )
+
+
+def _median(measured: Measurement, shown: Any) -> str:
+    return str(shown(measured.value))
+
+
+def _speed(tokens_per_s: float) -> str:
+    return f"{show_number(tokens_per_s)} tok/s"
+
+
+def _size(n_bytes: int | None) -> str:
+    return _UNKNOWN if n_bytes is None else show_bytes(n_bytes)
+
+
+def _rate(figure: Figure | None) -> str:
+    if figure is None:
+        return ""
+    return _UNKNOWN if figure.value is None else f"{show_bytes(figure.value)}/s ({figure.source})"
+
+
+def _or_unknown(value: object) -> str:
+    return _UNKNOWN if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
+    for number, name in enumerate(header):
+        table.add_column(name, overflow="fold", no_wrap=number == 0)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _print(table: Table, *, to_stderr: bool = False) -> None:
+    from rich.console import Console
+
+    stream = sys.stderr if to_stderr else sys.stdout
+    width = None if stream.isatty() else 120
+    Console(file=stream, width=width, highlight=False, markup=False, emoji=False).print(table)

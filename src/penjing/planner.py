@@ -77,8 +77,10 @@ def plan_here(
     question = question_for(model, machine, workload, engine)
     tried, left = candidates.singles(question.default, model, machine.cores, question.traits, workload)
     verdict = choose.choose(question, tried)
+    if verdict.chosen is None:
+        verdict = choose.choose(question, candidates.frugal(question.default))
     feasible = [c.settings for c in verdict.fitting]
-    if not feasible or verdict.chosen is None:
+    if verdict.chosen is None:
         raise _refuse(question, verdict)
     from_disk = verdict.chosen.from_disk
     if from_disk:

@@ -34,10 +34,10 @@ def parse_size(text: str) -> int:
 def show_bytes(n_bytes: float) -> str:
     """`n_bytes` in the binary unit that leaves one to four digits before the point: `1.50 GiB`."""
     size, unit = float(n_bytes), "B"
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):  # noqa: B007
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
         if abs(size) < 1000:
             break
-        size /= 1024
+        size, unit = size / 1024, larger
     return f"{size:.0f} {unit}" if unit == "B" else f"{show_number(size)} {unit}"
 
 

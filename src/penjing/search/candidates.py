@@ -63,6 +63,11 @@ def singles(
     return found, refused
 
 
+def frugal(default: Settings) -> list[Settings]:
+    """For when memory is short: nothing copied, and smaller micro-batches, which need smaller buffers."""
+    return [replace(default, repack=False, mapped=True, micro_batch=m) for m in (512, 128, 32)]
+
+
 def combinations(default: Settings, tried: Iterable[Settings], repacks: bool) -> list[Settings]:
     """Every product of the knob values among `tried`; threads are chosen for each phase by itself.
 

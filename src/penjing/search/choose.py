@@ -125,7 +125,7 @@ def why_not(question: Question, candidate: Chosen) -> str:
     for limit, estimate, text, sign in limits:
         if limit is not None and estimate.value is not None and sign * (estimate.value - limit) > 0:
             return text.format(show_number(estimate.value), show_number(limit))
-    if candidate.settings.cache_type != question.default.cache_type and candidate.estimate.kld.value is None:
+    if question.rates is not None and candidate.estimate.kld.value is None:
         return "it changes the answers and by how much is not known"
     return ""
 
@@ -196,7 +196,7 @@ def _estimates(question: Question, settings: Settings, memory: Memory, from_disk
         prefill_tokens_per_s=prefill.per(workload.prompt_tokens),
         first_token_seconds=prefill.estimate(),
         total_seconds=(prefill + decode).estimate(),
-        memory_bytes=_memory_estimate(memory, measured=bool(rates and rates.footprints)),
+        memory_bytes=_memory_estimate(question, memory, measured=bool(rates and rates.footprints)),
         kld=_kld(settings, rates),
     )
 
@@ -219,7 +219,7 @@ def _unmeasured(question: Question, settings: Settings, memory: Memory, from_dis
         prefill_tokens_per_s=prefill,
         first_token_seconds=first,
         total_seconds=_sum(first, rest),
-        memory_bytes=_memory_estimate(memory, measured=False),
+        memory_bytes=_memory_estimate(question, memory, measured=False),
         kld=_kld(settings, question.rates),
     )
 
@@ -231,12 +231,13 @@ def _sum(one: Estimate, other: Estimate) -> Estimate:
     return Estimate(one.value + other.value, one.low + other.low, one.high + other.high, one.source)
 
 
-def _memory_estimate(memory: Memory, *, measured: bool) -> Estimate:
+def _memory_estimate(question: Question, memory: Memory, *, measured: bool) -> Estimate:
+    """Never more than the limit: what exceeds it is left on disk, or the candidate is refused."""
     doubt = (0.1 if measured else _BUFFER_DOUBT) * (memory.compute_bytes + memory.base_bytes)
     total = memory.total_bytes
-    # a freshly made cache is only counted by the system once it is filled
-    low = total - doubt - memory.cache_bytes
-    return Estimate(total, low, total + doubt, "measured" if measured else "assumed")
+    low = total - doubt - memory.cache_bytes  # the system counts a cache only where it is filled
+    low, value, high = (min(n, question.budget_bytes or n) for n in (low, total, total + doubt))
+    return Estimate(value, low, high, "measured" if measured else "assumed")
 
 
 def _kld(settings: Settings, rates: Rates | None) -> Estimate:

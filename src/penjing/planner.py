@@ -11,7 +11,7 @@ from pathlib import Path
 from msgspec import Struct
 from msgspec.structs import replace
 
-from penjing import store
+from penjing import store, tune
 from penjing.engines.base import Engine
 from penjing.errors import UsageError
 from penjing.fingerprint import fingerprint
@@ -87,12 +87,9 @@ def plan_here(
         say(_slow_warning(question, verdict.chosen))
     measured = measure(path, question, engine, _order(question, feasible), from_disk, fresh=fresh, say=say)
     question = replace(question, rates=measured)
-    combined = (
-        candidates.combinations(question.default, _timed(measured, feasible), question.repacks)
-        if not from_disk
-        else feasible
-    )
-    final = choose.choose(question, [*feasible, *_timed(measured, combined)])
+    known = [s for s in feasible if tune.timed(measured, s)]
+    mixed = [] if from_disk else candidates.combinations(question.default, known, question.repacks)
+    final = choose.choose(question, [*feasible, *(s for s in mixed if tune.timed(measured, s))])
     if final.chosen is None:
         raise _refuse(question, final)
     refused = (*_unasked(verdict.refused, final), *final.refused, *left)
@@ -147,8 +144,6 @@ def measure(
     say: Say,
 ) -> Rates:
     """Rates that decide the question: from the cache as far as it knows, else by short timings."""
-    from penjing import tune
-
     name = _cache_name(path, question, from_disk)
     known = None if fresh else store.recall(name, Rates)
     rates = known or Rates(question.traits.version, load_average=question.machine.load_average)
@@ -237,14 +232,6 @@ def _order(question: Question, feasible: list[Settings]) -> list[Settings]:
         rest = [s for s in feasible if s not in (twin, question.default)]
         return [question.default, *rest]
     return feasible
-
-
-def _timed(rates: Rates, settings: list[Settings]) -> list[Settings]:
-    from penjing.rates import Knobs
-
-    return [
-        s for s in settings if rates.points(Knobs.of("prefill", s)) and rates.points(Knobs.of("decode", s))
-    ]
 
 
 def _unasked(before: tuple[Refusal, ...], final: choose.Verdict) -> list[Refusal]:

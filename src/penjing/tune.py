@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from statistics import median
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
 
@@ -212,14 +211,20 @@ def tune(
     """Rates that decide between `tried` (the engine's default first) and their combinations."""
     default = tried[0]
     tuner = Tuner(sessions, rates, seconds=seconds * (1 - _RESERVED), patient=patient, passed=passed)
-    if not rates.timings:
-        tuner.rounds(tuner.look(tried), count=1 if patient else _ROUNDS)
+    new = [s for s in tried[1:] if not timed(rates, s)]
+    if new or not timed(rates, default):
+        tuner.rounds(tuner.look([default, *new]), count=1 if patient else _ROUNDS)
     tuner.more(seconds * _RESERVED)
     best = shortlist(tuner.rates, default, tried, workload, sessions.repacks)
-    if not all(tuner.rates.points(Knobs.of(kind, best)) for kind in ("prefill", "decode")):
+    if not timed(tuner.rates, best):
         tuner.look([default, best])
         tuner.rounds([default, best], count=1 if patient else _ROUNDS)
     return tuner.rates
+
+
+def timed(rates: Rates, settings: Settings) -> bool:
+    """Both phases were timed under `settings`."""
+    return bool(rates.points(Knobs.of("prefill", settings)) and rates.points(Knobs.of("decode", settings)))
 
 
 def shortlist(
@@ -227,10 +232,7 @@ def shortlist(
 ) -> Settings:
     """The combination that should be fastest for the workload, judged by what each knob did alone."""
     best, least = default, float("inf")
-    measured = [
-        s for s in tried if rates.points(Knobs.of("decode", s)) and rates.points(Knobs.of("prefill", s))
-    ]
-    for settings in candidates.combinations(default, measured, repacks):
+    for settings in candidates.combinations(default, [s for s in tried if timed(rates, s)], repacks):
         guess = candidates.composed(rates, default, settings)
         seconds = speed.total_seconds(guess, settings, workload.prompt_tokens, workload.answer_tokens)
         if seconds is not None and seconds.value < least:

@@ -21,8 +21,8 @@ from statistics import median
 from typing import Any
 
 import msgspec
-import random_model
 
+import random_model
 from penjing.bench import compare
 from penjing.cli.setting import this_machine
 from penjing.engines.llamacpp import LlamaCpp

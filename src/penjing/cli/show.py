@@ -172,7 +172,8 @@ def _knobs(chosen: Chosen) -> str:
 
 def _memory_line(memory: Memory) -> str:
     parts = (("mapped weights", memory.weights_bytes), ("weights in memory", memory.repacked_bytes),
-             ("cache", memory.cache_bytes), ("buffers", memory.compute_bytes), ("engine", memory.base_bytes))  # fmt: skip
+             ("cache", memory.cache_bytes), ("buffers", memory.compute_bytes),
+             ("engine", memory.base_bytes))  # fmt: skip
     return "memory: " + " + ".join(f"{name} {show_bytes(n)}" for name, n in parts if n)
 
 

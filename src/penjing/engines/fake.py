@@ -50,7 +50,7 @@ class FakeEngine:
     def check(self) -> None:
         pass
 
-    def traits(self, isa: Collection[str]) -> Traits:  # noqa: ARG002
+    def traits(self, isa: Collection[str]) -> Traits:
         return Traits(self.name, self.version, self._repacked_types, base_bytes=10**6, vocabulary_bytes=0)
 
     def default(self, physical_cores: int, context_tokens: int, sequences: int = 1) -> Settings:
@@ -61,9 +61,9 @@ class FakeEngine:
         model: Path,
         settings: Settings,
         *,
-        start_seconds: float = 120,  # noqa: ARG002
-        check_weights: bool = False,  # noqa: ARG002
-        warm_up: bool = True,  # noqa: ARG002
+        start_seconds: float = 120,
+        check_weights: bool = False,
+        warm_up: bool = True,
     ) -> FakeSession:
         if not model.exists():
             raise EngineError(f"the engine cannot load `{model.name}`", hint="name a file that is there")
@@ -106,7 +106,7 @@ class FakeSession:
         self.memory = Memory(self._weights_bytes, 0, 100 * settings.context_tokens, 10**5, 10**6)
         return self.memory
 
-    def tokenize(self, text: str, *, special: bool = False, start: bool = True) -> list[int]:  # noqa: ARG002
+    def tokenize(self, text: str, *, special: bool = False, start: bool = True) -> list[int]:
         return list(text.encode())
 
     def render(self, messages: Sequence[Message]) -> str:
@@ -116,7 +116,7 @@ class FakeSession:
         self,
         tokens: Sequence[int],
         max_tokens: int,
-        sampling: Sampling,  # noqa: ARG002
+        sampling: Sampling,
     ) -> Iterator[Text | Finished]:
         self._stopped = False
         answer = bytes(tokens).decode("utf-8", "replace").splitlines()[-1][:max_tokens]

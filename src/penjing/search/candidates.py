@@ -82,22 +82,14 @@ def combinations(default: Settings, tried: Iterable[Settings], repacks: bool) ->
         _values(s.cache_type for s in known),
         _values(s.micro_batch for s in known),
     )
-    return [
-        lean(
-            replace(
-                default,
-                threads=t,
-                prefill_threads=p,
-                repack=r,
-                flash_attention=f,
-                cache_type=c,
-                micro_batch=m,
-            ),
-            repacks,
-        )  # fmt: skip
+    mixed = [
+        replace(
+            default, threads=t, prefill_threads=p, repack=r, flash_attention=f, cache_type=c, micro_batch=m
+        )
         for t, p, r, f, c, m in knobs
         if not (f == "off" and c != "f16")
     ]
+    return [lean(settings, repacks) for settings in mixed]
 
 
 def composed(rates: Rates, default: Settings, settings: Settings) -> Rates:
@@ -108,13 +100,13 @@ def composed(rates: Rates, default: Settings, settings: Settings) -> Rates:
             continue
         for point in rates.points(base):
             factor = 1.0
-            for single in _steps(kind, base, knobs):
+            for single in _steps(base, knobs):
                 factor *= _ratio(rates, single, base, point.tokens, point.depth)
             rates = rates.add(knobs, point.tokens, point.depth, tuple(s * factor for s in point.seconds))
     return rates
 
 
-def _steps(kind: str, base: Knobs, target: Knobs) -> list[Knobs]:
+def _steps(base: Knobs, target: Knobs) -> list[Knobs]:
     names = [n for n in Knobs.__struct_fields__ if n != "kind" and getattr(base, n) != getattr(target, n)]
     return [replace(base, **{name: getattr(target, name)}) for name in names]
 

@@ -117,14 +117,25 @@ def why_not(question: Question, candidate: Chosen) -> str:
             return need
         if memory.pinned_bytes > budget:
             return f"{need}, and {show_bytes(memory.pinned_bytes)} of it cannot be read from disk"
+    estimate = candidate.estimate
     limits = (
-        (workload.min_decode_tokens_per_s, candidate.estimate.decode_tokens_per_s, "decode of {} tok/s is under {}", -1),
-        (workload.max_first_token_seconds, candidate.estimate.first_token_seconds, "first token after {} s exceeds {}", 1),
-        (workload.max_kld, candidate.estimate.kld, "KL divergence of {} exceeds {}", 1),
-    )  # fmt: skip
-    for limit, estimate, text, sign in limits:
-        if limit is not None and estimate.value is not None and sign * (estimate.value - limit) > 0:
-            return text.format(show_number(estimate.value), show_number(limit))
+        (
+            workload.min_decode_tokens_per_s,
+            estimate.decode_tokens_per_s,
+            "decode of {} tok/s is under {}",
+            -1,
+        ),
+        (
+            workload.max_first_token_seconds,
+            estimate.first_token_seconds,
+            "first token after {} s exceeds {}",
+            1,
+        ),
+        (workload.max_kld, estimate.kld, "KL divergence of {} exceeds {}", 1),
+    )
+    for limit, seen, text, sign in limits:
+        if limit is not None and seen.value is not None and sign * (seen.value - limit) > 0:
+            return text.format(show_number(seen.value), show_number(limit))
     if question.rates is not None and candidate.estimate.kld.value is None:
         return "it changes the answers and by how much is not known"
     return ""
@@ -253,7 +264,8 @@ def _why(best: Chosen, default: Chosen, *, default_fits: bool) -> str:
     mine, theirs = best.estimate.total_seconds.value, default.estimate.total_seconds.value
     what = describe(best.settings, default.settings)
     if not default_fits:
-        return f"{what}: the fastest within the limits; the engine's default needs {show_bytes(default.memory.total_bytes)}"
+        need = show_bytes(default.memory.total_bytes)
+        return f"{what}: the fastest within the limits; the engine's default needs {need}"
     if mine is None or theirs is None:
         return what
     return f"{what}: {show_seconds(mine)} for the workload, the engine's default {show_seconds(theirs)}"
@@ -270,7 +282,8 @@ def _why_home(home: Chosen, default: Chosen) -> str:
 def _slower(candidate: Chosen, winner: Chosen) -> str:
     mine, best = candidate.estimate.total_seconds.value, winner.estimate.total_seconds.value
     if mine is None or best is None:
-        return f"it needs {show_bytes(candidate.memory.total_bytes)}, the chosen {show_bytes(winner.memory.total_bytes)}"
+        need, have = candidate.memory.total_bytes, winner.memory.total_bytes
+        return f"it needs {show_bytes(need)}, the chosen {show_bytes(have)}"
     if mine <= best:
         return f"{show_seconds(mine)} against {show_seconds(best)}: a difference within the noise"
     return f"{show_seconds(mine)} for the workload, the chosen {show_seconds(best)}"

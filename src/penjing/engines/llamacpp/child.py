@@ -39,8 +39,7 @@ class Inbox:
         os._exit(0)  # the owner is gone or done: even a running computation ends here
 
     def next(self) -> p.Request:
-        request = self._waiting.get()
-        return request
+        return self._waiting.get()
 
 
 def main() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from penjing.plan import CacheType, FlashAttention, Memory, Settings
 
@@ -56,12 +58,14 @@ class Rates(Struct, frozen=True):
     Units:
         load_average: of the last minute, when the measuring began.
         disturbed: samples that were thrown away because other work took the cores.
+        tried: settings that were given a chance, whether or not it came to timings; without their context.
         cache_kld: mean KL divergence of a q8_0 cache to an f16 cache in nats per token, if measured.
     """
 
     engine_version: str
     timings: tuple[Timing, ...] = ()
     footprints: tuple[Footprint, ...] = ()
+    tried: tuple[Settings, ...] = ()
     load_average: float | None = None
     disturbed: int = 0
     cache_kld: float | None = None
@@ -71,18 +75,22 @@ class Rates(Struct, frozen=True):
         same = [t for t in self.timings if (t.knobs, t.tokens, t.depth) == (knobs, tokens, depth)]
         others = tuple(t for t in self.timings if t not in same)
         joined = sum((t.seconds for t in same), ()) + seconds
-        return _replace(self, timings=(*others, Timing(knobs, tokens, depth, joined)))
+        return replace(self, timings=(*others, Timing(knobs, tokens, depth, joined)))
 
     def with_footprint(self, settings: Settings, memory: Memory) -> Rates:
         others = tuple(f for f in self.footprints if f.settings != settings)
-        return _replace(self, footprints=(*others, Footprint(settings, memory)))
+        return replace(self, footprints=(*others, Footprint(settings, memory)))
+
+    def with_tried(self, settings: Iterable[Settings]) -> Rates:
+        return replace(self, tried=(*self.tried, *map(_without_context, settings)))
+
+    def was_tried(self, settings: Settings) -> bool:
+        return _without_context(settings) in self.tried
 
     def points(self, knobs: Knobs) -> tuple[Timing, ...]:
         """All timings of one phase under one setting."""
         return tuple(t for t in self.timings if t.knobs == knobs)
 
 
-def _replace(rates: Rates, **changes: object) -> Rates:
-    from msgspec.structs import replace
-
-    return replace(rates, **changes)
+def _without_context(settings: Settings) -> Settings:
+    return replace(settings, context_tokens=0, sequences=1)

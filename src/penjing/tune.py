@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 Kind = Literal["prefill", "decode"]
+Point = tuple[Kind, int, int]  # tokens, after so many others
 _SHORT, _STEPS, _NEAR, _DEEP = 32, 8, 64, 1024  # tokens of a short prefill, least of a decode sample; depths
 _LONGEST_SAMPLE_SECONDS = 1.5
 _HOPELESS = 1.25  # slower than the default by this factor in both phases: not looked at again
@@ -116,9 +117,9 @@ class Tuner:
         if not self._patient:
             self._choose_sizes(default)
         for settings in tried:
-            if settings == default or not self._over():
-                self._take("prefill", settings, _SHORT, 0)
-                self._take("decode", settings, self._steps, _NEAR)
+            for kind, tokens, depth in self._cheap_points(settings, default):
+                if settings == default or not self._over():
+                    self._take(kind, settings, tokens, depth)
         return [s for s in tried if s == default or not self._hopeless(s, default)]
 
     def _choose_sizes(self, default: Settings) -> None:
@@ -145,18 +146,30 @@ class Tuner:
                         return
                     self._take(kind, settings, tokens, depth)
 
-    def _points(
-        self, settings: Settings, default: Settings, *, deep: bool
-    ) -> Iterable[tuple[Kind, int, int]]:
-        yield "prefill", _SHORT, 0
-        if self._long > _SHORT:
+    def _points(self, settings: Settings, default: Settings, *, deep: bool) -> Iterable[Point]:
+        yield from self._cheap_points(settings, default)
+        if self._long > _SHORT and self._matters("prefill", settings, default):
             yield "prefill", self._long, 0
-        yield "decode", self._steps, _NEAR
-        if (
-            deep and settings.repack == default.repack and not self._patient
-        ):  # attention does not see the layout
+        if not deep or self._patient or settings.repack != default.repack:
+            return  # attention does not see the layout
+        if self._matters("prefill", settings, default):
             yield "prefill", self._long, _DEEP
+        if self._matters("decode", settings, default):
             yield "decode", self._steps, _DEEP
+
+    def _cheap_points(self, settings: Settings, default: Settings) -> Iterable[Point]:
+        if self._matters("prefill", settings, default):
+            yield "prefill", _SHORT, 0
+        if self._matters("decode", settings, default):
+            yield "decode", self._steps, _NEAR
+
+    def _matters(self, kind: Kind, settings: Settings, default: Settings) -> bool:
+        """The phase can differ from the default's: some knob of it does, and the timed prompts show it."""
+        if settings == default:
+            return True
+        if kind == "prefill" and settings.micro_batch != default.micro_batch:
+            return self._long > settings.micro_batch
+        return Knobs.of(kind, settings) != Knobs.of(kind, default)
 
     def _take(self, kind: Kind, settings: Settings, tokens: int, depth: int) -> None:
         knobs = Knobs.of(kind, settings)
@@ -181,13 +194,14 @@ class Tuner:
         return next(t.seconds for t in self.rates.points(knobs) if (t.tokens, t.depth) == (tokens, depth))
 
     def _hopeless(self, settings: Settings, default: Settings) -> bool:
+        """Never timed, or much slower than the default in every phase that differs."""
         slower = []
-        for kind, tokens, depth in (("prefill", _SHORT, 0), ("decode", self._steps, _NEAR)):
-            mine, theirs = Knobs.of(kind, settings), Knobs.of(kind, default)  # type: ignore[arg-type]
+        for kind, tokens, depth in self._cheap_points(settings, default):
+            mine, theirs = Knobs.of(kind, settings), Knobs.of(kind, default)
             if not self.rates.points(mine):
                 return True
             slower.append(min(self._seconds(mine, tokens, depth)) / min(self._seconds(theirs, tokens, depth)))
-        return min(slower) > _HOPELESS
+        return min(slower, default=float("inf")) > _HOPELESS
 
     def _over(self) -> bool:
         return time.monotonic() > self._deadline
@@ -211,9 +225,10 @@ def tune(
     """Rates that decide between `tried` (the engine's default first) and their combinations."""
     default = tried[0]
     tuner = Tuner(sessions, rates, seconds=seconds * (1 - _RESERVED), patient=patient, passed=passed)
-    new = [s for s in tried[1:] if not timed(rates, s)]
-    if new or not timed(rates, default):
-        tuner.rounds(tuner.look([default, *new]), count=1 if patient else _ROUNDS)
+    new = [s for s in tried if not rates.was_tried(s)]
+    if new:
+        tuner.rounds(tuner.look(list(dict.fromkeys([default, *new]))), count=1 if patient else _ROUNDS)
+        tuner.rates = tuner.rates.with_tried(new)
     tuner.more(seconds * _RESERVED)
     best = shortlist(tuner.rates, default, tried, workload, sessions.repacks)
     if not timed(tuner.rates, best):

@@ -84,10 +84,8 @@ def read_bounded(path: Path, limit_bytes: int) -> bytes:
 def _load(path: Path) -> dict[str, Any]:
     try:
         content = read_bounded(path, _LIMIT_BYTES)
-        if path.suffix.lower() == ".json":
-            data = msgspec.json.decode(content)
-        else:
-            data = tomllib.loads(content.decode())
+        as_json = path.suffix.lower() == ".json"
+        data = msgspec.json.decode(content) if as_json else tomllib.loads(content.decode())
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise BadFile(f"`{path}` is not {path.suffix[1:].upper()}: {error}") from error
     if not isinstance(data, dict):

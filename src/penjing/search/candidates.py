@@ -17,6 +17,7 @@ from penjing.rates import Knobs, Rates
 from penjing.workload import Workload
 
 T = TypeVar("T")
+_SMALL_BATCH = 128  # of prefill: activations that stay in the cache, against fewer passes over the weights
 
 
 def thread_counts(cores: Cores) -> list[int]:
@@ -54,6 +55,7 @@ def singles(
     found += [
         replace(frugal, threads=n, prefill_threads=n) for n in thread_counts(cores) if n != default.threads
     ]
+    found.append(replace(frugal, micro_batch=_SMALL_BATCH))
     if workload.max_kld:
         found.append(replace(frugal, cache_type="q8_0"))
     else:

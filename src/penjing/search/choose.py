@@ -51,7 +51,8 @@ class Verdict(Struct, frozen=True):
 def choose(question: Question, proposed: Iterable[Settings]) -> Verdict:
     """The candidate with the least time for the workload that keeps every limit."""
     default = appraise(question, question.default)
-    refused, fitting = [], []
+    refused: list[Refusal] = []
+    fitting: list[Chosen] = []
     for settings in dict.fromkeys([question.default, *proposed]):
         candidate = default if settings == question.default else appraise(question, settings)
         why = why_not(question, candidate)
@@ -136,6 +137,8 @@ def why_not(question: Question, candidate: Chosen) -> str:
     for limit, seen, text, sign in limits:
         if limit is not None and seen.value is not None and sign * (seen.value - limit) > 0:
             return text.format(show_number(seen.value), show_number(limit))
+    if question.rates is not None and candidate.estimate.total_seconds.source != "measured":
+        return "it was not timed: the time was over, or no timed prompt was long enough to tell"
     if question.rates is not None and candidate.estimate.kld.value is None:
         return "it changes the answers and by how much is not known"
     return ""

@@ -75,6 +75,16 @@ def test_small_gain_does_not_move_the_plan(tmp_path):
     assert plan(tmp_path, engine, LONG_PROMPT).chosen.settings.repack
 
 
+def test_beside_other_work_one_thread_wins(tmp_path):
+    """Where two threads wait for each other twenty times as long as they work, the plan takes one, for every phase."""
+    engine = FakeEngine(
+        lambda kind, s, n, d: (40 if max(s.threads, s.prefill_threads) > 1 else 1) * steady(kind, s, n, d)
+    )
+    chosen = plan(tmp_path, engine, LONG_ANSWER, cores=2).chosen.settings
+
+    assert (1, 1) == (chosen.threads, chosen.prefill_threads)
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.floats(0.3, 3.0), min_size=8, max_size=8), st.integers(1, 4000), st.integers(1, 4000))
 def test_never_worse_than_the_default(factors, prompt, answer):

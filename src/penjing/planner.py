@@ -87,8 +87,7 @@ def plan_here(
         say(_slow_warning(question, verdict.chosen))
     measured = measure(path, question, engine, _order(question, feasible), from_disk, fresh=fresh, say=say)
     question = replace(question, rates=measured)
-    known = [s for s in feasible if tune.timed(measured, s)]
-    mixed = [] if from_disk else candidates.combinations(question.default, known, question.repacks)
+    mixed = [] if from_disk else candidates.combinations(question.default, feasible, question.repacks)
     final = choose.choose(question, [*feasible, *(s for s in mixed if tune.timed(measured, s))])
     if final.chosen is None:
         raise _refuse(question, final)

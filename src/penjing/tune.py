@@ -29,7 +29,7 @@ Kind = Literal["prefill", "decode"]
 Point = tuple[Kind, int, int]  # tokens, after so many others
 _SHORT, _STEPS, _NEAR, _DEEP = 32, 8, 64, 1024  # tokens of a short prefill, least of a decode sample; depths
 _LONGEST_SAMPLE_SECONDS = 1.5
-_HOPELESS = 1.25  # slower than the default by this factor in both phases: not looked at again
+_HOPELESS = 1.25  # slower than the reference by this factor in both phases: not looked at again
 _ROUNDS, _DEEP_ROUNDS = 3, 2
 _RESERVED = 0.3  # of the time, for the combination of what was best alone
 _RETRIES = 3  # of a disturbed sample; then the best of them counts
@@ -88,12 +88,18 @@ class Sessions:
 
 
 class Tuner:
-    """Collects `rates` until they decide, or until the time is over."""
+    """Collects `rates` until they decide, or until the time is over.
+
+    Everything is compared with a reference: the engine's default, or the same with another number of
+    threads where that is much faster, as it is beside other work (threads that spin at barriers for
+    each other then make two of them slower than one, by a factor of up to 100).
+    """
 
     def __init__(
         self,
         sessions: Sessions,
         rates: Rates,
+        default: Settings,
         *,
         seconds: float,
         patient: bool = False,
@@ -103,7 +109,7 @@ class Tuner:
 
         `passed` is told how many seconds of the time given have gone, a few at a time.
         """
-        self.rates = rates
+        self.rates, self.default, self.reference = rates, default, default
         self._passed, self._told = passed, time.monotonic()
         self._sessions = sessions
         self._deadline = time.monotonic() + seconds
@@ -112,71 +118,84 @@ class Tuner:
         self._steps = 2 if patient else _STEPS
 
     def look(self, tried: Sequence[Settings]) -> list[Settings]:
-        """The cheap points of all of `tried` (the default first); returns those worth a longer look."""
-        default = tried[0]
+        """The cheap points of all of `tried`; returns what deserves a longer look, the reference first."""
         if not self._patient:
-            self._choose_sizes(default)
-        for settings in tried:
-            for kind, tokens, depth in self._cheap_points(settings, default):
-                if settings == default or not self._over():
-                    self._take(kind, settings, tokens, depth)
-        return [s for s in tried if s == default or not self._hopeless(s, default)]
+            self._choose_sizes()
+        by_threads = [s for s in tried if _alike_but_threads(s, self.default)]
+        others = [s for s in tried if s not in by_threads]
+        self._glance([self.default, *by_threads])
+        self.reference = min([self.default, *by_threads], key=self._slowness)
+        others = [_with_threads_of(s, self.reference) for s in others]
+        self._glance(others)
+        hopeful = [s for s in (self.default, *by_threads, *others) if not self._hopeless(s)]
+        return list(dict.fromkeys([self.reference, *hopeful]))
 
-    def _choose_sizes(self, default: Settings) -> None:
+    def _glance(self, tried: Iterable[Settings]) -> None:
+        for settings in tried:
+            for kind, tokens, depth in self._cheap_points(settings):
+                if settings == self.default or not self._over():
+                    self._take(kind, settings, tokens, depth, retries=0)
+
+    def _slowness(self, settings: Settings) -> float:
+        """By how much slower than the default in its better phase; to replace it takes a clear gain in both."""
+        if settings == self.default:
+            return 1 / _HOPELESS
+        return max(self._ratios(settings, self.default), default=float("inf"))
+
+    def _choose_sizes(self) -> None:
         """Samples as long as they may be: short ones are all noise, long ones eat the time for rounds."""
-        session = self._session(default)
+        session = self._session(self.default)
         (prefill,) = session.time("prefill", _SHORT, 0, 1)
-        (decode,) = session.time("decode", 2, _NEAR, 1)
+        (decode,) = session.time("decode", 1, _NEAR, 1)
         while self._long < 512 and 2 * self._long * prefill.seconds / _SHORT < _LONGEST_SAMPLE_SECONDS:
             self._long *= 2
-        while self._steps < 32 and self._steps * decode.seconds < _LONGEST_SAMPLE_SECONDS / 10:
+        while self._steps < 32 and 2 * self._steps * decode.seconds < _LONGEST_SAMPLE_SECONDS / 5:
             self._steps *= 2
 
     def more(self, seconds: float) -> None:
         """So much more time is given."""
         self._deadline = time.monotonic() + seconds
 
-    def rounds(self, tried: Sequence[Settings], count: int = _ROUNDS) -> None:
+    def rounds(self, tried: Sequence[Settings], count: int) -> None:
         """Every point of `tried`, `count` times in turn."""
-        default = tried[0]
         for number in range(count):
             for settings in tried:
-                for kind, tokens, depth in self._points(settings, default, deep=number < _DEEP_ROUNDS):
+                for kind, tokens, depth in self._points(settings, deep=number < _DEEP_ROUNDS):
                     if self._over():
                         return
-                    self._take(kind, settings, tokens, depth)
+                    self._take(kind, settings, tokens, depth, _RETRIES)
 
-    def _points(self, settings: Settings, default: Settings, *, deep: bool) -> Iterable[Point]:
-        yield from self._cheap_points(settings, default)
-        if self._long > _SHORT and self._matters("prefill", settings, default):
+    def _points(self, settings: Settings, *, deep: bool) -> Iterable[Point]:
+        yield from self._cheap_points(settings)
+        if self._long > _SHORT and self._matters("prefill", settings):
             yield "prefill", self._long, 0
-        if not deep or self._patient or settings.repack != default.repack:
+        if not deep or self._patient or settings.repack != self.reference.repack:
             return  # attention does not see the layout
-        if self._matters("prefill", settings, default):
+        if self._matters("prefill", settings):
             yield "prefill", self._long, _DEEP
-        if self._matters("decode", settings, default):
+        if self._matters("decode", settings):
             yield "decode", self._steps, _DEEP
 
-    def _cheap_points(self, settings: Settings, default: Settings) -> Iterable[Point]:
-        if self._matters("prefill", settings, default):
+    def _cheap_points(self, settings: Settings) -> Iterable[Point]:
+        if self._matters("prefill", settings):
             yield "prefill", _SHORT, 0
-        if self._matters("decode", settings, default):
+        if self._matters("decode", settings):
             yield "decode", self._steps, _NEAR
 
-    def _matters(self, kind: Kind, settings: Settings, default: Settings) -> bool:
-        """The phase can differ from the default's: some knob of it does, and the timed prompts show it."""
-        if settings == default:
+    def _matters(self, kind: Kind, settings: Settings) -> bool:
+        """The phase can differ from the reference's: some knob of it does, and the timed prompts show it."""
+        if settings == self.reference:
             return True
-        if kind == "prefill" and settings.micro_batch != default.micro_batch:
+        if kind == "prefill" and settings.micro_batch != self.reference.micro_batch:
             return self._long > settings.micro_batch
-        return Knobs.of(kind, settings) != Knobs.of(kind, default)
+        return Knobs.of(kind, settings) != Knobs.of(kind, self.reference)
 
-    def _take(self, kind: Kind, settings: Settings, tokens: int, depth: int) -> None:
+    def _take(self, kind: Kind, settings: Settings, tokens: int, depth: int, retries: int) -> None:
         knobs = Knobs.of(kind, settings)
         session = self._session(settings)
         self.rates = self.rates.with_footprint(session.settings, session.memory)
         best = session.time(kind, tokens, depth, 1)[0]
-        for _ in range(_RETRIES):
+        for _ in range(retries):
             if self._patient or self._over() or not disturbed(best, knobs.threads):
                 break
             self.rates = replace(self.rates, disturbed=self.rates.disturbed + 1)
@@ -190,18 +209,23 @@ class Tuner:
     def _session(self, settings: Settings) -> Session:
         return self._sessions.under(replace(settings, context_tokens=_DEEP + 1024))
 
-    def _seconds(self, knobs: Knobs, tokens: int, depth: int) -> tuple[float, ...]:
-        return next(t.seconds for t in self.rates.points(knobs) if (t.tokens, t.depth) == (tokens, depth))
+    def _hopeless(self, settings: Settings) -> bool:
+        """Never timed, or much slower than the reference in every phase that differs."""
+        return min(self._ratios(settings, self.reference), default=float("inf")) > _HOPELESS
 
-    def _hopeless(self, settings: Settings, default: Settings) -> bool:
-        """Never timed, or much slower than the default in every phase that differs."""
-        slower = []
-        for kind, tokens, depth in self._cheap_points(settings, default):
-            mine, theirs = Knobs.of(kind, settings), Knobs.of(kind, default)
-            if not self.rates.points(mine):
-                return True
-            slower.append(min(self._seconds(mine, tokens, depth)) / min(self._seconds(theirs, tokens, depth)))
-        return min(slower, default=float("inf")) > _HOPELESS
+    def _ratios(self, settings: Settings, other: Settings) -> list[float]:
+        """Time over that of `other` at the cheap points that were taken of both."""
+        ratios = []
+        points: tuple[Point, ...] = (("prefill", _SHORT, 0), ("decode", self._steps, _NEAR))
+        for kind, tokens, depth in points:
+            mine, theirs = (self._least(Knobs.of(kind, s), tokens, depth) for s in (settings, other))
+            if mine is not None and theirs is not None and Knobs.of(kind, settings) != Knobs.of(kind, other):
+                ratios.append(mine / theirs)
+        return ratios
+
+    def _least(self, knobs: Knobs, tokens: int, depth: int) -> float | None:
+        points = [t for t in self.rates.points(knobs) if (t.tokens, t.depth) == (tokens, depth)]
+        return min(points[0].seconds) if points else None
 
     def _over(self) -> bool:
         return time.monotonic() > self._deadline
@@ -224,17 +248,26 @@ def tune(
 ) -> Rates:
     """Rates that decide between `tried` (the engine's default first) and their combinations."""
     default = tried[0]
-    tuner = Tuner(sessions, rates, seconds=seconds * (1 - _RESERVED), patient=patient, passed=passed)
+    given = seconds * (1 - _RESERVED)
+    tuner = Tuner(sessions, rates, default, seconds=given, patient=patient, passed=passed)
+    count = 1 if patient else _ROUNDS
     new = [s for s in tried if not rates.was_tried(s)]
     if new:
-        tuner.rounds(tuner.look(list(dict.fromkeys([default, *new]))), count=1 if patient else _ROUNDS)
+        tuner.rounds(tuner.look([s for s in new if s != default]), count)
         tuner.rates = tuner.rates.with_tried(new)
     tuner.more(seconds * _RESERVED)
     best = shortlist(tuner.rates, default, tried, workload, sessions.repacks)
     if not timed(tuner.rates, best):
-        tuner.look([default, best])
-        tuner.rounds([default, best], count=1 if patient else _ROUNDS)
+        tuner.rounds(list(dict.fromkeys([*tuner.look([best]), best])), count)
     return tuner.rates
+
+
+def _alike_but_threads(settings: Settings, other: Settings) -> bool:
+    return candidates.lean(_with_threads_of(settings, other), False) == candidates.lean(other, False)
+
+
+def _with_threads_of(settings: Settings, other: Settings) -> Settings:
+    return replace(settings, threads=other.threads, prefill_threads=other.prefill_threads)
 
 
 def timed(rates: Rates, settings: Settings) -> bool:
@@ -247,8 +280,10 @@ def shortlist(
 ) -> Settings:
     """The combination that should be fastest for the workload, judged by what each knob did alone."""
     best, least = default, float("inf")
-    for settings in candidates.combinations(default, [s for s in tried if timed(rates, s)], repacks):
+    for settings in candidates.combinations(default, tried, repacks):
         guess = candidates.composed(rates, default, settings)
+        if guess is None:
+            continue
         seconds = speed.total_seconds(guess, settings, workload.prompt_tokens, workload.answer_tokens)
         if seconds is not None and seconds.value < least:
             best, least = settings, seconds.value

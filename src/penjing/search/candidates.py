@@ -94,15 +94,21 @@ def combinations(default: Settings, tried: Iterable[Settings], repacks: bool) ->
     return [lean(settings, repacks) for settings in mixed]
 
 
-def composed(rates: Rates, default: Settings, settings: Settings) -> Rates:
-    """`rates` with a guess for `settings`: the default's times, scaled by what each single knob changed."""
+def composed(rates: Rates, default: Settings, settings: Settings) -> Rates | None:
+    """`rates` with a guess for `settings`: the default's times, scaled by what each single knob changed.
+
+    None if some knob of it was never timed by itself.
+    """
     for kind in ("prefill", "decode"):
         knobs, base = Knobs.of(kind, settings), Knobs.of(kind, default)
         if rates.points(knobs):
             continue
+        alone = _steps(base, knobs)
+        if not all(rates.points(single) for single in alone):
+            return None
         for point in rates.points(base):
             factor = 1.0
-            for single in _steps(base, knobs):
+            for single in alone:
                 factor *= _ratio(rates, single, base, point.tokens, point.depth)
             rates = rates.add(knobs, point.tokens, point.depth, tuple(s * factor for s in point.seconds))
     return rates

@@ -61,11 +61,11 @@ def choose(question: Question, proposed: Iterable[Settings]) -> Verdict:
         else:
             fitting.append(candidate)
     winner = _winner(question, default, fitting)
-    for candidate in fitting:
-        if winner is not None and candidates.lean(candidate.settings, question.repacks) != winner.settings:
-            refused.append(
-                Refusal(describe(candidate.settings, question.default), _slower(candidate, winner))
-            )
+    refused += [
+        Refusal(describe(candidate.settings, question.default), _slower(candidate, winner))
+        for candidate in fitting
+        if winner is not None and candidates.lean(candidate.settings, question.repacks) != winner.settings
+    ]
     return Verdict(winner, default, tuple(fitting), tuple(refused))
 
 

@@ -72,7 +72,7 @@ def command(args: argparse.Namespace) -> int:
     answer_tokens = (
         args.max_tokens if args.context is None else max(1, min(args.max_tokens, args.context - guess))
     )
-    here = setting.planned(args, model, setting.workload(args, guess, answer_tokens))
+    here = setting.planned(args, model, wanted=setting.workload(args, guess, answer_tokens))
     with LlamaCpp().open(here.path, here.chosen.settings, start_seconds=here.start_seconds) as session:
         if prompt is None:
             return _converse(session, here, args)

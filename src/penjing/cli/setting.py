@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 from penjing.engines.llamacpp import LlamaCpp
 from penjing.errors import BadFile, UserError
 from penjing.machine import EngineFound, Machine
 from penjing.model import Model
-from penjing.planner import Here, plan_here
+from penjing.planner import Here, plan_here, question_for
 from penjing.progress import say
+from penjing.search.choose import Question
 from penjing.workload import Workload
 
 
@@ -66,9 +68,16 @@ def engines() -> tuple[EngineFound, ...]:
     return (EngineFound(engine.name, engine.version, usable=True),)
 
 
-def planned(args: argparse.Namespace, name: str | None, wanted: Workload | None = None) -> Here:
-    """The plan for this machine that the options ask for."""
+def planned(
+    args: argparse.Namespace,
+    name: str | None,
+    adapt: Callable[[Question, Workload], Workload] = lambda _, wanted: wanted,
+    wanted: Workload | None = None,
+) -> Here:
+    """The plan for this machine that the options ask for; `adapt` may widen the workload to what there is."""
     path, model = local_model(name)
     machine = this_machine(path)
+    engine = LlamaCpp()
     wanted = wanted or workload(args)
-    return plan_here(path, model, machine, wanted, LlamaCpp(), fresh=args.fresh, say=say)
+    wanted = adapt(question_for(model, machine, wanted, engine), wanted)
+    return plan_here(path, model, machine, wanted, engine, fresh=args.fresh, say=say)

@@ -152,13 +152,23 @@ def describe(settings: Settings, default: Settings) -> str:
         (settings.repack != default.repack, f"repacking {'on' if settings.repack else 'off'}"),
         (settings.flash_attention != default.flash_attention, f"flash attention {settings.flash_attention}"),
         (settings.cache_type != default.cache_type, f"cache type {settings.cache_type}"),
-        (settings.threads != default.threads, f"{settings.threads} decode threads"),
-        (settings.prefill_threads != default.prefill_threads, f"{settings.prefill_threads} prefill threads"),
+        (_threads(settings) != _threads(default), show_threads(settings)),
         (settings.micro_batch != default.micro_batch, f"micro-batch {settings.micro_batch}"),
         (settings.context_tokens != default.context_tokens, f"context {settings.context_tokens}"),
     ]
     told = [text for differs, text in words if differs]
     return ", ".join(told) or "the engine's default, read into memory instead of mapped"
+
+
+def show_threads(settings: Settings) -> str:
+    """`1 thread`, `8 threads`, or `8 threads for prefill, 4 for decode`."""
+    prefill, decode = _threads(settings)
+    counted = f"{prefill} thread{'s' if prefill > 1 else ''}"
+    return counted if prefill == decode else f"{counted} for prefill, {decode} for decode"
+
+
+def _threads(settings: Settings) -> tuple[int, int]:
+    return settings.prefill_threads, settings.threads
 
 
 def _winner(question: Question, default: Chosen, fitting: Sequence[Chosen]) -> Chosen | None:

@@ -89,7 +89,7 @@ def test_never_timed_is_none():
 
 def test_layout_borrows_attention():
     """A layout timed at one depth only takes its attention share from the other layout."""
-    plain = replace(DEFAULT, repack=False)
+    plain = replace(DEFAULT, repack=False, prefill_repack=False)
     rates = rates_of().add(Knobs.of("decode", plain), 8, 64, (8 * (0.02 + 1e-6 * 68),) * 3)
 
     assert speed.decode_seconds(rates, plain, 1000, 2).value == pytest.approx(2 * (0.02 + 1e-6 * 1001))
@@ -108,7 +108,7 @@ def test_memory_by_hand():
 def test_weights_are_conserved():
     """Read instead of mapped, every weight is there once; mapped without repacking likewise."""
     read = predict_memory(model(), replace(DEFAULT, mapped=False), TRAITS)
-    plain = predict_memory(model(), replace(DEFAULT, repack=False), TRAITS)
+    plain = predict_memory(model(), replace(DEFAULT, repack=False, prefill_repack=False), TRAITS)
 
     assert (0, 6 * MIB) == (read.weights_bytes, read.repacked_bytes)
     assert (6 * MIB, 0) == (plain.weights_bytes, plain.repacked_bytes)

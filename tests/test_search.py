@@ -29,24 +29,47 @@ LONG_ANSWER = Workload(prompt_tokens=50, answer_tokens=500)
 def hidden_kernel(kind, settings, tokens, depth):
     """Repacking halves the speed of prefill and gives a fifth more decode, as seen on real CPUs."""
     factor = 1.0
-    if settings.repack:
+    if settings.prefill_repack if kind == "prefill" else settings.repack:
         factor = 2.0 if kind == "prefill" else 0.8
     return factor * steady(kind, settings, tokens, depth)
 
 
-def plan(tmp_path: Path, engine: FakeEngine, workload: Workload, cores: int = 2, memory_bytes: int = 2**30):
+def plan(
+    tmp_path: Path,
+    engine: FakeEngine,
+    workload: Workload,
+    cores: int = 2,
+    memory_bytes: int = 2**30,
+    **options,
+):
     path = tmp_path / "model.gguf"
     path.write_bytes(b"fake weights")
     here = machine(cores, memory_bytes)
-    return plan_here(path, model(), here, workload, engine, say=lambda _: None)
+    return plan_here(path, model(), here, workload, engine, say=lambda _: None, **options)
 
 
 def test_plan_depends_on_the_workload(tmp_path):
-    """The layout with the faster prefill wins for long prompts, the one with the faster decode for long answers."""
+    """One layout alone: the one with the faster prefill for long prompts, with the faster decode for long answers."""
     engine = FakeEngine(hidden_kernel)
 
-    assert not plan(tmp_path, engine, LONG_PROMPT).chosen.settings.repack
-    assert plan(tmp_path, engine, LONG_ANSWER).chosen.settings.repack
+    assert not plan(tmp_path, engine, LONG_PROMPT, may_split=False).chosen.settings.repack
+    assert plan(tmp_path, engine, LONG_ANSWER, may_split=False).chosen.settings.repack
+
+
+def test_each_phase_gets_its_layout(tmp_path):
+    """With room for both, prefill uses the weights as in the file and decode the repacked ones."""
+    chosen = plan(tmp_path, FakeEngine(hidden_kernel), LONG_PROMPT).chosen
+
+    assert (False, True) == (chosen.settings.prefill_repack, chosen.settings.repack)
+    assert chosen.settings.mapped
+    assert 2 * 6 * MIB == chosen.memory.weights_bytes + chosen.memory.repacked_bytes
+
+
+def test_two_layouts_only_where_both_fit(tmp_path):
+    """With too little memory for two copies the plan keeps one."""
+    tight = replace(LONG_PROMPT, memory_bytes=30 * MIB)
+
+    assert not plan(tmp_path, FakeEngine(hidden_kernel), tight).chosen.settings.split
 
 
 def test_second_plan_measures_nothing(tmp_path):
@@ -148,7 +171,7 @@ def test_disk_is_used_only_when_allowed(tmp_path):
 def test_largest_context_fits_and_is_largest(budget):
     """The context offered fits the limit, and the next larger one does not."""
     asked = question()
-    frugal = replace(asked.default, repack=False)
+    frugal = replace(asked.default, repack=False, prefill_repack=False)
     context = largest_context(asked, frugal, budget)
 
     def total(n):
@@ -239,7 +262,7 @@ def _tuned(engine: FakeEngine, tried, workload: Workload) -> Rates:
 def _pace(factors):
     def pace(kind, s, tokens, depth):
         names = (
-            s.repack,
+            s.prefill_repack if kind == "prefill" else s.repack,
             s.flash_attention == "off",
             s.threads == 1 if kind == "decode" else s.prefill_threads == 1,
         )

@@ -18,11 +18,16 @@ from __future__ import annotations
 
 
 class UserError(Exception):
-    """An expected error: `str(error)` is one line with both numbers, `hint` is what to try."""
+    """An expected error: `str(error)` is one line with both numbers, `hint` is what to try.
+
+    An error that has no hint of its own gives the `usual_hint` of its class.
+    """
+
+    usual_hint = "penjing --help"
 
     def __init__(self, problem: str, hint: str = "") -> None:
         super().__init__(" ".join(problem.split()))
-        self.hint = " ".join(hint.split())
+        self.hint = " ".join((hint or self.usual_hint).split())
 
 
 class UsageError(UserError):
@@ -31,6 +36,8 @@ class UsageError(UserError):
 
 class BadFile(UserError):
     """A file is damaged, of the wrong kind, or may not be read."""
+
+    usual_hint = "look at it with `ls -l`: is it there, may you read it, is it complete?"
 
 
 class UnknownName(UserError):
@@ -47,6 +54,8 @@ class Unavailable(UserError):
 
 class EngineError(UserError):
     """The engine refused, with its own words."""
+
+    usual_hint = "run it again; if the error stays, check the file with another program"
 
 
 class EngineUnusable(EngineError):

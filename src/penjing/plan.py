@@ -18,7 +18,8 @@ class Settings(Struct, frozen=True, order=True):
 
     Units:
         threads, prefill_threads: compute threads for decode and for prefill.
-        repack: copy weights into the layouts of llama.cpp's repacked kernels (`use_extra_bufts`).
+        repack, prefill_repack: use weights copied into the layouts of llama.cpp's repacked kernels
+            (`use_extra_bufts`) for decode and for prefill. If they differ, both layouts are kept.
         micro_batch: tokens in one pass of the prefill.
         context_tokens: cache positions in all, shared by `sequences` users.
         mapped: map the file, so that the kernel can drop and re-read weights, instead of reading it into
@@ -28,12 +29,18 @@ class Settings(Struct, frozen=True, order=True):
     threads: int
     prefill_threads: int
     repack: bool = True
+    prefill_repack: bool = True
     flash_attention: FlashAttention = "auto"
     cache_type: CacheType = "f16"
     micro_batch: int = 512
     context_tokens: int = 4096
     sequences: int = 1
     mapped: bool = True
+
+    @property
+    def split(self) -> bool:
+        """The phases use different layouts of the weights, each with a cache of its own."""
+        return self.repack != self.prefill_repack
 
 
 class Memory(Struct, frozen=True):

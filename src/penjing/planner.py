@@ -65,9 +65,12 @@ def plan_here(
     engine: Engine,
     *,
     fresh: bool = False,
+    may_split: bool = True,
     say: Say,
 ) -> Here:
     """The best measured way to run `model` on this computer.
+
+    `may_split` admits plans that use two layouts of the weights, which the engine's server cannot.
 
     Raises:
         DoesNotFit: no way to run it keeps the memory limit; says what would.
@@ -88,7 +91,8 @@ def plan_here(
     measured = measure(path, question, engine, _order(question, feasible), from_disk, fresh=fresh, say=say)
     question = replace(question, rates=measured)
     mixed = [] if from_disk else candidates.combinations(question.default, feasible, question.repacks)
-    final = choose.choose(question, [*feasible, *(s for s in mixed if tune.timed(measured, s))])
+    known = [s for s in mixed if tune.timed(measured, s) and (may_split or not s.split)]
+    final = choose.choose(question, [*feasible, *known])
     if final.chosen is None:
         raise _refuse(question, final)
     refused = (*_unasked(verdict.refused, final), *final.refused, *left)

@@ -29,7 +29,7 @@ class Knobs(Struct, frozen=True):
         return cls(
             kind,
             settings.prefill_threads if prefill else settings.threads,
-            settings.repack,
+            settings.prefill_repack if prefill else settings.repack,
             settings.flash_attention,
             settings.cache_type,
             settings.micro_batch if prefill else 0,

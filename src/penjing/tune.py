@@ -68,7 +68,7 @@ class Sessions:
             self._open.popitem()[1].__exit__(None, None, None)
 
     def under(self, settings: Settings) -> Session:
-        """A session that runs `settings`."""
+        """A session that runs `settings`, which use one layout of the weights for both phases."""
         settings = candidates.lean(settings, self.repacks)
         session = self._open.get(settings.repack)
         if session is None:
@@ -169,7 +169,7 @@ class Tuner:
         yield from self._cheap_points(settings)
         if self._long > _SHORT and self._matters("prefill", settings):
             yield "prefill", self._long, 0
-        if not deep or self._patient or settings.repack != self.reference.repack:
+        if not deep or self._patient or settings.repack != self.reference.repack or settings.split:
             return  # attention does not see the layout
         if self._matters("prefill", settings):
             yield "prefill", self._long, _DEEP
@@ -192,7 +192,7 @@ class Tuner:
 
     def _take(self, kind: Kind, settings: Settings, tokens: int, depth: int, retries: int) -> None:
         knobs = Knobs.of(kind, settings)
-        session = self._session(settings)
+        session = self._session(candidates.relaid(settings, knobs.repack))
         self.rates = self.rates.with_footprint(session.settings, session.memory)
         best = session.time(kind, tokens, depth, 1)[0]
         for _ in range(retries):

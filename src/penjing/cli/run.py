@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from penjing.cli import setting, show
 from penjing.engines.base import Finished, Message, Sampling, Session, Text
 from penjing.engines.llamacpp import LlamaCpp
-from penjing.errors import UsageError
+from penjing.errors import UsageError, UserError
 from penjing.figures import Estimate
 from penjing.plan import Estimates, Plan
 from penjing.planner import Here
@@ -65,9 +65,7 @@ class Answer(Struct, frozen=True):
 def command(args: argparse.Namespace) -> int:
     model, prompt = _model_and_prompt(args.words)
     if prompt is None and not sys.stdin.isatty():
-        prompt = sys.stdin.read()
-        if not prompt.strip():
-            raise UsageError("the prompt is empty", hint='penjing run "Name three rivers."')
+        prompt = _piped_prompt()
     guess = len(prompt or "") // _BYTES_PER_TOKEN + _TEMPLATE_TOKENS
     answer_tokens = (
         args.max_tokens if args.context is None else max(1, min(args.max_tokens, args.context - guess))
@@ -77,6 +75,24 @@ def command(args: argparse.Namespace) -> int:
         if prompt is None:
             return _converse(session, here, args)
         return _answer(session, here, args, _opening(args, prompt))[0]
+
+
+def _piped_prompt() -> str:
+    """All of stdin; raises UsageError if that is nothing, or no text."""
+    try:
+        prompt = sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"the prompt is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}",
+            hint="iconv -f latin1 -t utf-8 letter.txt | penjing run",
+        ) from error
+    if not prompt.strip():
+        raise _empty_prompt()
+    return prompt
+
+
+def _empty_prompt() -> UsageError:
+    return UsageError("the prompt is empty", hint='penjing run "Name three rivers."')
 
 
 def _model_and_prompt(words: Sequence[str]) -> tuple[str | None, str | None]:
@@ -117,28 +133,41 @@ def _answer(
 ) -> tuple[int, str]:
     """Answer the conversation; returns the exit code and the text."""
     tokens = _tokens(session, args.raw, messages)
+    if not tokens:
+        raise _empty_prompt()
     _make_room(session, here, len(tokens), args)
     plan = _for_this_prompt(here, session, len(tokens), args.max_tokens)
-    pieces: list[str] = []
-    with _stopping(session):
-        for item in session.generate(
-            tokens, args.max_tokens, Sampling(temperature=args.temperature, seed=args.seed)
-        ):
-            if isinstance(item, Text):
-                pieces.append(item.text)
-                if not args.json:
-                    print(item.text, end="", flush=True)
-            else:
-                end = item
-    answer = Answer("".join(pieces), end.reason, plan, _predicted(plan.chosen.estimate), _measured(end))
+    text, end = _stream(session, tokens, args)
+    answer = Answer(text, end.reason, plan, _predicted(plan.chosen.estimate), _measured(end))
     if args.json:
         show.document(answer)
     else:
-        print(flush=True)
         show.predicted_beside_measured(answer.predicted, answer.measured, plan.chosen)
         if disturbed(end.decode, plan.chosen.settings.threads):
             say("note: other work took the cores during this answer, so it is no measure of the plan")
     return (130 if end.reason == "stopped" else 0), answer.text
+
+
+def _stream(session: Session, tokens: Sequence[int], args: argparse.Namespace) -> tuple[str, Finished]:
+    """The whole answer and how it went; without --json it is printed as it comes, and its line is ended."""
+    sampling = Sampling(temperature=args.temperature, seed=args.seed)
+    pieces: list[str] = []
+    try:
+        with _stopping(session):
+            for item in session.generate(tokens, args.max_tokens, sampling):
+                if isinstance(item, Text):
+                    pieces.append(item.text)
+                    if not args.json:
+                        print(item.text, end="", flush=True)
+                else:
+                    end = item
+    except UserError:
+        if pieces and not args.json:
+            print(flush=True)  # the error has a line of its own
+        raise
+    if not args.json:
+        print(flush=True)
+    return "".join(pieces), end
 
 
 def _tokens(session: Session, raw: bool, messages: Sequence[Message]) -> list[int]:

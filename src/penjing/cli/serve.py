@@ -20,7 +20,7 @@ _USUAL_CONTEXT = 4096
 
 
 def command(args: argparse.Namespace) -> int:
-    here = setting.planned(args, args.model, _roomy)
+    here = setting.planned(args, args.model, _roomy, may_split=False)
     signal.signal(signal.SIGTERM, _interrupt)
     serving = LlamaCpp().serve(
         here.path, here.chosen.settings, host=_HOST, port=args.port, alias=here.model.name,

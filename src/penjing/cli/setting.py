@@ -73,6 +73,7 @@ def planned(
     name: str | None,
     adapt: Callable[[Question, Workload], Workload] = lambda _, wanted: wanted,
     wanted: Workload | None = None,
+    may_split: bool = True,
 ) -> Here:
     """The plan for this machine that the options ask for; `adapt` may widen the workload to what there is."""
     path, model = local_model(name)
@@ -80,4 +81,4 @@ def planned(
     engine = LlamaCpp()
     wanted = wanted or workload(args)
     wanted = adapt(question_for(model, machine, wanted, engine), wanted)
-    return plan_here(path, model, machine, wanted, engine, fresh=args.fresh, say=say)
+    return plan_here(path, model, machine, wanted, engine, fresh=args.fresh, may_split=may_split, say=say)

@@ -12,7 +12,7 @@ from penjing.figures import Estimate, Figure, Measurement
 from penjing.machine import Machine
 from penjing.model import Model
 from penjing.plan import Chosen, Memory, Plan
-from penjing.search.choose import show_threads
+from penjing.search.choose import show_layouts, show_threads
 from penjing.units import show_bytes, show_number, show_seconds
 
 if TYPE_CHECKING:
@@ -160,9 +160,10 @@ def _comparison(columns: Sequence[tuple[str, Chosen]]) -> Table:
 
 def _knobs(chosen: Chosen) -> str:
     s = chosen.settings
-    layout = "repacked" if s.repack and chosen.memory.repacked_bytes else "as in the file"
+    repacks = s.split or (s.repack and chosen.memory.repacked_bytes)
+    layout = show_layouts(s) if repacks else "weights as in the file"
     disk = ", from disk" if chosen.from_disk else ""
-    return (f"{chosen.engine}: {show_threads(s)}, weights {layout}{disk}, flash attention {s.flash_attention}, "
+    return (f"{chosen.engine}: {show_threads(s)}, {layout}{disk}, flash attention {s.flash_attention}, "
             f"{s.cache_type} cache of {s.context_tokens} tokens, micro-batch {s.micro_batch}")  # fmt: skip
 
 

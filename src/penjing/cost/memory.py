@@ -30,13 +30,14 @@ class Traits(Struct, frozen=True):
 
 def predict_memory(model: Model, settings: Settings, traits: Traits) -> Memory:
     """Memory by class. The cache is exact for known families; buffers are a rule, good to some 30 %."""
-    repacked = sum(t.n_bytes for t in model.tensors if settings.repack and is_repacked(t, traits))
-    private = repacked if settings.mapped else model.n_bytes
+    copied = sum(t.n_bytes for t in model.tensors if settings.repack and is_repacked(t, traits))
+    private = copied if settings.mapped and not settings.split else model.n_bytes
+    contexts = 2 if settings.split else 1
     return Memory(
         weights_bytes=model.n_bytes if settings.mapped else 0,
         repacked_bytes=private,
-        cache_bytes=cache_bytes(model, settings),
-        compute_bytes=_compute_bytes(model, settings),
+        cache_bytes=contexts * cache_bytes(model, settings),
+        compute_bytes=contexts * _compute_bytes(model, settings),
         base_bytes=traits.base_bytes + traits.vocabulary_bytes * model.vocabulary,
     )
 

@@ -25,6 +25,7 @@ from penjing.errors import EngineDied, EngineTimeout
 _HEADER = struct.Struct(">II")
 _MAX_FRAME_BYTES = 2**30
 _TELLING = re.compile(r"assert|terminate called|what\(\)|error", re.I)
+_STAMP = re.compile(r"^[\d.]+ [DIWE] ")  # time and level, before a line of the server's log
 
 
 def pack(document: bytes, payload: bytes | memoryview = b"") -> bytes:
@@ -49,7 +50,7 @@ class Child:
         self._buffer = bytearray()
         self.log: collections.deque[str] = collections.deque(maxlen=400)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", module],
+            [sys.executable, "-m", module, str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -66,7 +67,7 @@ class Child:
             self.process.stdin.write(pack(document))
             self.process.stdin.flush()
         except (BrokenPipeError, ValueError) as error:
-            raise self._died() from error
+            raise self.died() from error
 
     def receive(self, limit_seconds: float, doing: str) -> tuple[bytes, bytes]:
         """The next frame.
@@ -104,9 +105,20 @@ class Child:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
+    def died(self) -> EngineDied:
+        """The error for a child that has ended, or is ending: how, and its own words."""
+        self.close()
+        code = self.process.returncode
+        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+        said = self.telling_line()
+        hint = ""
+        if code == -signal.SIGKILL:
+            hint = "SIGKILL often means that memory ran out: try a smaller `--context` or `--memory`"
+        return EngineDied(f"{self.name} ended {how}" + (f": {said}" if said else ""), hint=hint)
+
     def telling_line(self) -> str:
         """The line of the log that says most about what went wrong, empty if none does."""
-        return next((line.strip()[:300] for line in self.log if _TELLING.search(line)), "")
+        return next((_STAMP.sub("", line.strip())[:300] for line in self.log if _TELLING.search(line)), "")
 
     def _read(self, n_bytes: int, deadline: float, limit_seconds: float, doing: str) -> bytes:
         assert self.process.stdout is not None
@@ -121,21 +133,11 @@ class Child:
                 )
             data = os.read(handle, 1 << 20)
             if not data:
-                raise self._died()
+                raise self.died()
             self._buffer += data
         taken = bytes(self._buffer[:n_bytes])
         del self._buffer[:n_bytes]
         return taken
-
-    def _died(self) -> EngineDied:
-        self.close()
-        code = self.process.returncode
-        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
-        said = self.telling_line()
-        hint = "run it again; if it keeps ending, check the file with another program"
-        if code == -signal.SIGKILL:
-            hint = "SIGKILL often means that memory ran out: try a smaller `--context` or `--memory`"
-        return EngineDied(f"{self.name} ended {how}" + (f": {said}" if said else ""), hint=hint)
 
     def _collect_log(self) -> None:
         assert self.process.stderr is not None
@@ -145,14 +147,18 @@ class Child:
 
 
 def die_with_parent() -> None:
-    """Called in the child: ask Linux for a SIGKILL when the owner dies, however it dies."""
+    """Called in the child: ask Linux for a SIGKILL when the owner dies, however it dies.
+
+    The owner's process id is our first argument: asking for number 1 would be no test, for in a
+    container penjing itself can have it.
+    """
     if sys.platform != "linux":
         return
     import ctypes
 
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() == 1:  # it died before we asked
+    if os.getppid() != int(sys.argv[1]):  # it died before we asked
         os._exit(1)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import product
 from statistics import median
-from typing import TypeVar
 
 from msgspec.structs import replace
 
@@ -16,7 +15,9 @@ from penjing.plan import FlashAttention, Refusal, Settings
 from penjing.rates import Knobs, Rates
 from penjing.workload import Workload
 
-T = TypeVar("T")
+_FREE = {
+    "threads", "prefill_threads", "repack", "prefill_repack", "flash_attention", "cache_type", "micro_batch",
+}  # fmt: skip
 _SMALL_BATCH = 128  # of prefill: activations that stay in the cache, against fewer passes over the weights
 
 
@@ -36,7 +37,12 @@ def lean(settings: Settings, repacks: bool) -> Settings:
 
     `repacks` tells whether the engine has a repacked layout for any tensor of the model.
     """
-    return replace(settings, mapped=not (settings.repack and repacks))
+    return replace(settings, mapped=not (repacks and settings.repack and settings.prefill_repack))
+
+
+def relaid(settings: Settings, repack: bool) -> Settings:
+    """`settings` with one layout of the weights for both phases."""
+    return replace(settings, repack=repack, prefill_repack=repack)
 
 
 def singles(
@@ -47,7 +53,7 @@ def singles(
     repacks = any(is_repacked(t, traits) for t in model.tensors)
     frugal = lean(default, repacks)
     if repacks:
-        found += [frugal, lean(replace(default, repack=not default.repack), repacks)]
+        found += [frugal, lean(relaid(default, not default.repack), repacks)]
     else:
         refused.append(Refusal("repacking on", "no tensor of this file has a type with a repacked kernel"))
     flash: Sequence[FlashAttention] = ("off",) if default.flash_attention != "off" else ("auto",)
@@ -67,31 +73,19 @@ def singles(
 
 def frugal(default: Settings) -> list[Settings]:
     """For when memory is short: nothing copied, and smaller micro-batches, which need smaller buffers."""
-    return [replace(default, repack=False, mapped=True, micro_batch=m) for m in (512, 128, 32)]
+    return [replace(relaid(default, False), mapped=True, micro_batch=m) for m in (512, 128, 32)]
 
 
 def combinations(default: Settings, tried: Iterable[Settings], repacks: bool) -> list[Settings]:
-    """Every product of the knob values among `tried`; threads are chosen for each phase by itself.
+    """Every product of the knob values among `tried`; threads and layout are chosen for each phase by itself.
 
     Without flash attention the engine refuses a quantized V cache, so that pair is left out.
     """
     known = [default, *tried]
-    knobs = product(
-        _values(s.threads for s in known),
-        _values(s.prefill_threads for s in known),
-        _values(s.repack for s in known),
-        _values(s.flash_attention for s in known),
-        _values(s.cache_type for s in known),
-        _values(s.micro_batch for s in known),
-    )
-    mixed = [
-        replace(
-            default, threads=t, prefill_threads=p, repack=r, flash_attention=f, cache_type=c, micro_batch=m
-        )
-        for t, p, r, f, c, m in knobs
-        if not (f == "off" and c != "f16")
-    ]
-    return [lean(settings, repacks) for settings in mixed]
+    names = [name for name in Settings.__struct_fields__ if name in _FREE]
+    values = [dict.fromkeys(getattr(s, name) for s in known) for name in names]
+    mixed = (replace(default, **dict(zip(names, choice, strict=True))) for choice in product(*values))
+    return [lean(s, repacks) for s in mixed if not (s.flash_attention == "off" and s.cache_type != "f16")]
 
 
 def composed(rates: Rates, default: Settings, settings: Settings) -> Rates | None:
@@ -125,7 +119,3 @@ def _ratio(rates: Rates, single: Knobs, base: Knobs, tokens: int, depth: int) ->
     theirs = {(t.tokens, t.depth): median(t.seconds) for t in rates.points(base)}
     shared = sorted(mine.keys() & theirs.keys(), key=lambda p: (abs(p[1] - depth), abs(p[0] - tokens)))
     return mine[shared[0]] / theirs[shared[0]] if shared else 1.0
-
-
-def _values(values: Iterable[T]) -> list[T]:
-    return list(dict.fromkeys(values))

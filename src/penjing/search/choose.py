@@ -149,7 +149,7 @@ def describe(settings: Settings, default: Settings) -> str:
     if settings == default:
         return "the engine's default"
     words = [
-        (settings.repack != default.repack, f"repacking {'on' if settings.repack else 'off'}"),
+        (_layouts(settings) != _layouts(default), show_layouts(settings)),
         (settings.flash_attention != default.flash_attention, f"flash attention {settings.flash_attention}"),
         (settings.cache_type != default.cache_type, f"cache type {settings.cache_type}"),
         (_threads(settings) != _threads(default), show_threads(settings)),
@@ -165,6 +165,17 @@ def show_threads(settings: Settings) -> str:
     prefill, decode = _threads(settings)
     counted = f"{prefill} thread{'s' if prefill > 1 else ''}"
     return counted if prefill == decode else f"{counted} for prefill, {decode} for decode"
+
+
+def show_layouts(settings: Settings) -> str:
+    """`repacking on`, `repacking off`, or `repacking for decode only`."""
+    if settings.split:
+        return f"repacking for {'decode' if settings.repack else 'prefill'} only"
+    return f"repacking {'on' if settings.repack else 'off'}"
+
+
+def _layouts(settings: Settings) -> tuple[bool, bool]:
+    return settings.prefill_repack, settings.repack
 
 
 def _threads(settings: Settings) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""The child process: reads requests, works, answers. Start it with `python -m penjing.engines.llamacpp.child`."""
+"""The child process: reads requests, works, answers. `engines.process.Child` starts it."""
 
 from __future__ import annotations
 

@@ -25,14 +25,19 @@ if TYPE_CHECKING:
 R = TypeVar("R", bound=p.Reply)
 _DECODER = msgspec.json.Decoder(p.Reply)
 _STEP_SECONDS = 600.0  # one micro-batch or one token of a model that is read from a slow disk
-_TEMPLATE_SECONDS = 10.0  # a template that runs longer does not end
 
 
 class LlamaCpp:
-    """llama.cpp as packaged by xllamacpp, always in a child process."""
+    """llama.cpp as packaged by xllamacpp, always in a child process.
+
+    A chat template that runs longer than `template_seconds` does not end, and is stopped.
+    """
 
     name = "llama.cpp"
     version = f"xllamacpp {library.PINNED}"
+
+    def __init__(self, template_seconds: float = 10.0) -> None:
+        self._template_seconds = template_seconds
 
     def check(self) -> None:
         library.check()
@@ -68,7 +73,7 @@ class LlamaCpp:
     ) -> LlamaSession:
         self.check()
         load = p.Load(str(model.resolve()), settings, check_weights, warm_up)
-        return LlamaSession(load, start_seconds)
+        return LlamaSession(load, start_seconds, self._template_seconds)
 
     def serve(
         self, model: Path, settings: Settings, *, host: str, port: int, alias: str, start_seconds: float = 120
@@ -80,7 +85,8 @@ class LlamaCpp:
 class LlamaSession:
     """One model in one child process; see `engines.base.Session`."""
 
-    def __init__(self, load: p.Load, start_seconds: float) -> None:
+    def __init__(self, load: p.Load, start_seconds: float, template_seconds: float) -> None:
+        self._template_seconds = template_seconds
         self._child = Child("penjing.engines.llamacpp.child")
         try:
             self._send(load)
@@ -118,7 +124,7 @@ class LlamaSession:
 
     def render(self, messages: Sequence[Message]) -> str:
         self._send(p.Render(tuple(messages)))
-        return self._expect(p.Rendered, _TEMPLATE_SECONDS, "the chat template").text
+        return self._expect(p.Rendered, self._template_seconds, "the chat template").text
 
     def generate(
         self, tokens: Sequence[int], max_tokens: int, sampling: Sampling

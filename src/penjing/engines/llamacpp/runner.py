@@ -1,144 +1,65 @@
-"""One model over llama.cpp's C API. Runs in the child process only."""
+"""What one model is asked to do, over llama.cpp's C API. Runs in the child process only."""
 
 from __future__ import annotations
 
 import codecs
 import random
-import re
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from penjing.engines.base import Finished, Sample, Sampling
-from penjing.engines.llamacpp import library
+from penjing.engines.llamacpp.loaded import Loaded, peak_bytes
 from penjing.errors import EngineError
 from penjing.plan import Memory, Settings
 
 if TYPE_CHECKING:
     import numpy as np
 
-_BUFFER = re.compile(r"(\S+)\s+(model|KV|RS|compute|output) buffer size\s*=\s*([\d.]+) MiB")
-_LOAD_MODE = {False: 0, True: 1}  # read into private memory, or map
-_DEBUG, _ERROR = 1, 4  # levels of ggml's log
+Kind = Literal["prefill", "decode"]
 _LOGIT_ROWS = 32  # rows in one block of logits: 20 MB for a vocabulary of 150,000
 
 
 class Runner:
-    """A loaded model and its context."""
+    """A loaded model at work.
+
+    Where the phases want different layouts of the weights, each has its own context, and the cache is
+    handed over between them: prefill with the kernels that are fast for many columns, decode with
+    those that are fast for one.
+    """
 
     def __init__(self, path: Path, settings: Settings, *, check: bool, warm_up: bool = False) -> None:
-        self.ffi, self.lib = library.bind()
-        self.lines: list[str] = []
-        self.errors: list[str] = []
-        self._model: Any = None
-        self._context: Any = None
-        self._log = self.ffi.callback("void(int, const char *, void *)", self._on_log)
-        self.lib.llama_log_set(self._log, self.ffi.NULL)
-        self.lib.llama_backend_init()
-        self.settings = settings
-        before = _resident_bytes()
-        self._load(path, settings, check)
-        self.vocab = self.lib.llama_model_get_vocab(self._model)
+        self._loaded = Loaded(path, settings, check=check)
+        self.ffi, self.lib, self.vocab = self._loaded.ffi, self._loaded.lib, self._loaded.vocab
         self.vocabulary = int(self.lib.llama_vocab_n_tokens(self.vocab))
-        weights, private = self._model_bytes()
-        grown = max(0, _resident_bytes()["RssAnon"] - private)
-        self._weights = (weights, private, grown + before["RssFile"])
         self.memory = self.configure(settings)
-        if warm_up:
+        for kind in ("prefill", "decode") if warm_up else ():
+            self._enter(kind)
             self._decode(self._random_tokens(2, seed=0))
-            self._clear()
 
-    # ---- loading -------------------------------------------------------------------------------
-
-    def _load(self, path: Path, settings: Settings, check: bool) -> None:
-        params = self.lib.llama_model_default_params()
-        params.use_extra_bufts = settings.repack
-        params.load_mode = _LOAD_MODE[settings.mapped]
-        params.check_tensors = check
-        self._model = self.lib.llama_model_load_from_file(str(path).encode(), params)
-        if self._model == self.ffi.NULL:
-            raise EngineError(
-                f"the engine cannot load `{path.name}`: {self._telling_line()}",
-                hint="the file may be damaged or of a family that this engine does not know; fetch it again",
-            )
-
-    def configure(self, settings: Settings) -> Memory:
-        """A new, empty context. Returns the engine's memory by class."""
-        if settings.repack != self.settings.repack or settings.mapped != self.settings.mapped:
-            raise EngineError(
-                "repacking and mapping cannot change after loading", hint="load the model again"
-            )
-        if self._context is not None:
-            self.lib.llama_free(self._context)
-            self._context = None
-        self.lines.clear()
-        self._context = self._new_context(settings, outputs=settings.sequences)
+    def configure(self, settings: Settings, outputs: int | None = None) -> Memory:
+        """New, empty contexts. Returns the engine's memory by class."""
+        self.memory = self._loaded.configure(settings, outputs or settings.sequences)
         self.settings = settings
+        self._enter("prefill")
         self.context_tokens = int(self.lib.llama_n_ctx(self._context))
-        weights, private, base = self._weights
-        sizes = self._buffer_bytes()
-        self.memory = Memory(
-            weights_bytes=weights,
-            repacked_bytes=private,
-            cache_bytes=sizes.get("KV", 0) + sizes.get("RS", 0),
-            compute_bytes=sizes.get("compute", 0) + sizes.get("output", 0),
-            base_bytes=base,
-        )
         return self.memory
 
-    def _new_context(self, settings: Settings, outputs: int) -> Any:
-        params = self.lib.llama_context_default_params()
-        params.n_ctx = settings.context_tokens
-        params.n_batch = params.n_ubatch = settings.micro_batch
-        params.n_seq_max = max(2, settings.sequences)  # the second one is for filling the cache quickly
-        params.n_outputs_max = params.n_outputs_max_per_seq = max(outputs, params.n_seq_max)  # fewer abort it
-        params.n_threads, params.n_threads_batch = settings.threads, settings.prefill_threads
-        params.flash_attn_type = library.FLASH_ATTENTION[settings.flash_attention]
-        params.type_k = params.type_v = library.CACHE_TYPES[settings.cache_type]
-        params.swa_full, params.kv_unified = False, True
-        context = self.lib.llama_init_from_model(self._model, params)
-        if context == self.ffi.NULL:
-            raise EngineError(
-                f"the engine cannot make a context of {settings.context_tokens} tokens: {self._telling_line()}",
-                hint="try a smaller `--context`",
-            )
-        return context
+    def _enter(self, kind: Kind) -> None:
+        """Work in the context of this phase, with an empty cache."""
+        repack = self.settings.prefill_repack if kind == "prefill" else self.settings.repack
+        self._context = self._loaded.contexts[repack]
+        self._clear()
 
-    def _on_log(self, level: int, text: Any, _data: Any) -> None:
-        if level == _DEBUG:
+    def _hand_over(self) -> None:
+        """Go on in the context of decode with the cache that prefill has filled."""
+        if self.settings.prefill_repack == self.settings.repack:
             return
-        line = self.ffi.string(text).decode("utf-8", "replace")
-        self.lines.append(line.rstrip())
-        if level == _ERROR:
-            self.errors.append(re.sub(r"^\w+: ", "", line.strip()))
-        sys.stderr.write(line)
-
-    def _telling_line(self) -> str:
-        """The first line that the engine itself calls an error."""
-        return (self.errors or ["it gives no reason"])[0][:240]
-
-    def _buffer_bytes(self) -> dict[str, int]:
-        sizes: dict[str, int] = {}
-        for line in self.lines:
-            if match := _BUFFER.search(line):
-                _, kind, mib = match.groups()
-                sizes[kind] = sizes.get(kind, 0) + round(float(mib) * 2**20)
-        return sizes
-
-    def _model_bytes(self) -> tuple[int, int]:
-        """(mapped, private) bytes of the weights: those that the kernel can drop, and the others."""
-        mapped = private = 0
-        for line in self.lines:
-            if (match := _BUFFER.search(line)) and match.group(2) == "model":
-                n_bytes = round(float(match.group(3)) * 2**20)
-                if "Mapped" in match.group(1):
-                    mapped += n_bytes
-                else:
-                    private += n_bytes
-        return mapped, private
+        state = self._state()
+        self._enter("decode")
+        if self.lib.llama_state_seq_set_data(self._context, state, len(state), 0) == 0:
+            raise EngineError("the engine cannot hand its cache over from prefill to decode")
 
     # ---- text ----------------------------------------------------------------------------------
 
@@ -159,7 +80,8 @@ class Runner:
         return bytes(self.ffi.buffer(space, max(0, count)))
 
     def template(self) -> str | None:
-        found = self.lib.llama_model_chat_template(self._model, self.ffi.NULL)
+        model = self._loaded.models[self.settings.repack]
+        found = self.lib.llama_model_chat_template(model, self.ffi.NULL)
         return None if found == self.ffi.NULL else self.ffi.string(found).decode("utf-8", "replace")
 
     def special_texts(self) -> dict[str, str]:
@@ -186,13 +108,14 @@ class Runner:
                 f"the prompt has {len(tokens)} tokens, the context {self.context_tokens}",
                 hint=f"--context {len(tokens) + max_tokens}",
             )
-        self._clear()
+        self._enter("prefill")
         sampler = self._sampler(sampling)
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         clock = _Clock()
         try:
             done = self._prefill(tokens, stopped)
             token = self._sample(sampler) if done == len(tokens) else None
+            self._hand_over()
             prefill = clock.lap("prefill", done, 0)
             drawn, reason = 0, "stopped" if token is None else "length"
             while token is not None:
@@ -218,11 +141,12 @@ class Runner:
         finally:
             self.lib.llama_sampler_free(sampler)
 
-    def time(self, kind: Literal["prefill", "decode"], tokens: int, depth: int, repeats: int) -> list[Sample]:
+    def time(self, kind: Kind, tokens: int, depth: int, repeats: int) -> list[Sample]:
         """Time `tokens` tokens after `depth` others, `repeats` times."""
         if depth + tokens >= self.context_tokens:
             raise EngineError(f"cannot time {depth} + {tokens} tokens in a context of {self.context_tokens}")
         ids = self._random_tokens(max(tokens, 1), seed=tokens)
+        self._enter(kind)
         self._fill(depth)
         sampler = self._sampler(Sampling(seed=1))
         samples = []
@@ -230,20 +154,20 @@ class Runner:
             for _ in range(repeats):
                 if kind == "decode":  # the first step after a prefill pays for a new graph, once an answer
                     self._decode(ids[:1])
-                if not self._rewind(depth):
+                if self.settings.split or not self._rewind(depth):
+                    self._enter(kind)
                     self._fill(depth)
                 samples.append(self._time_once(kind, ids, depth, sampler))
         finally:
             self.lib.llama_sampler_free(sampler)
         return samples
 
-    def _time_once(
-        self, kind: Literal["prefill", "decode"], ids: list[int], depth: int, sampler: Any
-    ) -> Sample:
+    def _time_once(self, kind: Kind, ids: list[int], depth: int, sampler: Any) -> Sample:
         clock = _Clock()
         if kind == "prefill":
             self._prefill(ids, lambda: False)
             self._sample(sampler)
+            self._hand_over()
         else:
             for token in ids:
                 self._decode([token])
@@ -259,8 +183,7 @@ class Runner:
                 f"{len(tokens)} tokens exceed the context of {self.context_tokens}",
                 hint=f"--context {len(tokens)}",
             )
-        self.lib.llama_free(self._context)
-        self._context = self._new_context(self.settings, outputs=_LOGIT_ROWS)
+        self.configure(self.settings, outputs=_LOGIT_ROWS)
         for start in range(0, len(tokens), _LOGIT_ROWS):
             rows = tokens[start : start + _LOGIT_ROWS]
             self._decode(rows, every=True)
@@ -287,7 +210,7 @@ class Runner:
         code = self.lib.llama_decode(self._context, batch)
         if code != 0:
             raise EngineError(
-                f"the engine failed on {len(ids)} tokens with code {code}: {self._telling_line()}"
+                f"the engine failed on {len(ids)} tokens with code {code}: {self._loaded.telling_line()}"
             )
 
     def _sample(self, sampler: Any) -> int:
@@ -348,15 +271,19 @@ class Runner:
         self._rewind(depth)
 
     def _double(self, filled: int) -> None:
-        lib, context = self.lib, self._context
-        size = lib.llama_state_seq_get_size(context, 0)
-        state = self.ffi.new("uint8_t[]", size)
-        lib.llama_state_seq_get_data(context, state, size, 0)
-        if lib.llama_state_seq_set_data(context, state, size, 1) == 0:
+        lib, state = self.lib, self._state()
+        if lib.llama_state_seq_set_data(self._context, state, len(state), 1) == 0:
             raise EngineError(f"the engine cannot copy a cache of {filled} tokens")
         lib.llama_memory_seq_add(self._cache, 1, 0, -1, filled)
         lib.llama_memory_seq_cp(self._cache, 1, 0, -1, -1)
         lib.llama_memory_seq_rm(self._cache, 1, -1, -1)
+
+    def _state(self) -> Any:
+        """A copy of the cache, as the engine writes it."""
+        size = self.lib.llama_state_seq_get_size(self._context, 0)
+        state = self.ffi.new("uint8_t[]", size)
+        self.lib.llama_state_seq_get_data(self._context, state, size, 0)
+        return state
 
     def _random_tokens(self, count: int, seed: int) -> list[int]:
         draw = random.Random(seed)
@@ -369,28 +296,8 @@ class _Clock:
     def __init__(self) -> None:
         self._wall, self._cpu = time.perf_counter(), time.process_time()
 
-    def lap(self, kind: Literal["prefill", "decode"], tokens: int, depth: int) -> Sample:
+    def lap(self, kind: Kind, tokens: int, depth: int) -> Sample:
         wall, cpu = time.perf_counter(), time.process_time()
         sample = Sample(kind, tokens, depth, wall - self._wall, cpu - self._cpu)
         self._wall, self._cpu = wall, cpu
         return sample
-
-
-def peak_bytes() -> int:
-    """The largest resident size so far, in bytes.
-
-    Linux hands ru_maxrss on from the process that started us, so VmHWM is asked there.
-    """
-    return _resident_bytes()["VmHWM"] or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def _resident_bytes() -> dict[str, int]:
-    """RssAnon, RssFile and VmHWM of this process in bytes; zeros where the system does not tell."""
-    sizes = {"RssAnon": 0, "RssFile": 0, "VmHWM": 0}
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text().splitlines():
-            name, _, value = line.partition(":")
-            if name in sizes:
-                sizes[name] = int(value.split()[0]) * 1024
-    return sizes

@@ -14,7 +14,7 @@ from typing import Any, Self
 import msgspec
 
 from penjing.engines.process import Child, die_with_parent, pack, read_frame, take_stdout, write_all
-from penjing.errors import EngineDied, EngineError, Unavailable
+from penjing.errors import EngineError, Unavailable
 from penjing.plan import Settings
 
 
@@ -43,6 +43,7 @@ class LlamaServing:
     ) -> None:
         _check_port(host, port)
         self._child = Child(__name__)
+        self._child.name = "the server"
         try:
             self._child.send(msgspec.json.encode(Serve(str(model.resolve()), settings, host, port, alias)))
             document, _ = self._child.receive(start_seconds, f"starting to serve `{model.name}`")
@@ -74,11 +75,8 @@ class LlamaServing:
         Raises:
             EngineDied: always, with the engine's own words.
         """
-        code = self._child.process.wait()
-        said = self._child.telling_line()
-        raise EngineDied(
-            f"the server ended with code {code}" + (f": {said}" if said else ""), hint="start it again"
-        )
+        self._child.process.wait()
+        raise self._child.died()
 
     def close(self) -> None:
         self._child.close(grace_seconds=5.0)

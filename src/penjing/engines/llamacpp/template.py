@@ -40,7 +40,8 @@ def render(template: str | None, messages: Sequence[Message], specials: Mapping[
         MemoryError,
     ) as error:
         raise EngineError(
-            f"the model's chat template fails: {error}", hint="send the bare text with `--raw`"
+            f"the model's chat template fails: {str(error) or type(error).__name__}",
+            hint="send the bare text with `--raw`",
         ) from error
 
 

@@ -18,10 +18,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from msgspec import Struct
+
 from penjing import store
 from penjing.errors import UserError
 from penjing.machine import Machine
-from penjing.plan import Chosen, Plan, Settings
+from penjing.plan import Chosen, Estimates, Plan, Settings
 from penjing.search.choose import describe
 from penjing.units import GIB, show_bytes, show_seconds
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+MAPPED = "#6ea6d8"
 # The colours stay apart for colour-blind eyes. What cannot leave memory comes first, so that what lies
 # beyond the limit is the part of the weights that is read from disk.
 PARTS = (
@@ -36,21 +39,23 @@ PARTS = (
     ("buffers", "compute_bytes", "#c9a227"),
     ("cache", "cache_bytes", "#d1693d"),
     ("weights in memory", "repacked_bytes", "#1f4e79"),
-    ("mapped weights", "weights_bytes", "#6ea6d8"),
+    ("mapped weights", "weights_bytes", MAPPED),
 )
 PHASES = (("first token", "#2f6f62"), ("answer", "#8fc9b4"))
 INK, FAINT, LIMIT = "#24292f", "#6e7781", "#c0262d"
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "svg.fonttype": "none",  # text that can be searched, and drawn with the reader's fonts
     "svg.hashsalt": "penjing",  # the same plan gives the same file
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans", "Verdana", "Helvetica", "Arial"],
     "font.size": 8.5,
-    "hatch.linewidth": 0.6,
+    "hatch.linewidth": 1.6,
     "text.color": INK,
     "axes.labelcolor": FAINT,
     "xtick.color": FAINT,
 }
+ON_DISK: dict[str, Any] = {"hatch": "/////", "edgecolor": "white", "linewidth": 0}
+THICK = 0.5  # of a bar, in rows
 FAR = 1.6  # a limit this many times the longest bar is named at the edge, or it would squeeze the bars
 WIDTH_INCHES = 7.2  # 690 px
 
@@ -60,16 +65,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("plan", type=Path, metavar="PLAN.json", help="what `penjing plan --json` printed")
-    parser.add_argument("out", type=Path, metavar="OUT.svg", help="another ending gives another format")
+    parser.add_argument("out", type=Path, metavar="OUT.svg", help="the picture")
     parser.add_argument("--machine", type=Path, metavar="FILE", help="what `penjing probe --json` printed")
     args = parser.parse_args(argv)
     try:
         plan = store.read_json(args.plan, Plan)
         machine = store.read_json(args.machine, Machine) if args.machine else None
+        draw(plan, limit_bytes(plan, machine), args.out)
     except UserError as error:
         print(f"error: {error}\nhint: {error.hint}", file=sys.stderr)
         return 2
-    draw(plan, limit_bytes(plan, machine), args.out)
     return 0
 
 
@@ -81,125 +86,153 @@ def limit_bytes(plan: Plan, machine: Machine | None) -> int | None:
     return min((n for n in known if n is not None), default=None)
 
 
-def shown_ways(plan: Plan) -> list[Chosen]:
+class Row(Struct, frozen=True):
+    """One way to run the model: its name, how it differs from the engine's default, and whether it fits."""
+
+    way: Chosen
+    name: str
+    detail: str
+    fits: bool
+
+
+def rows_of(plan: Plan, limit: int | None) -> list[Row]:
     """The chosen way, the engine's default and the rest of the frontier, each once."""
-    ways: dict[Settings, Chosen] = {}
-    for way in (plan.chosen, plan.default, *plan.frontier):
+    home = (plan.default or plan.chosen).settings
+    rows: dict[Settings, Row] = {}
+    for name, way in (("chosen", plan.chosen), ("engine's default", plan.default),
+                      *(("another way", way) for way in plan.frontier)):  # fmt: skip
         if way is not None:
-            ways.setdefault(way.settings, way)
-    return list(ways.values())
+            detail = "" if way.settings == home else describe(way.settings, home)
+            rows.setdefault(way.settings, Row(way, name, textwrap.fill(detail, 24), fits(plan, way, limit)))
+    return list(rows.values())
+
+
+def fits(plan: Plan, way: Chosen, limit: int | None) -> bool:
+    """All of it is within the limit or, where weights may come from disk, all that has to stay in memory."""
+    from_disk = way.from_disk and plan.workload.allow_disk
+    return limit is None or (way.memory.pinned_bytes if from_disk else way.memory.total_bytes) <= limit
 
 
 def draw(plan: Plan, limit: int | None, out: Path) -> None:
-    """Write the picture of `plan` to `out`; `limit` is in bytes, None where nobody knows one."""
+    """Write the picture of `plan` as SVG; `limit` is in bytes, None where nobody knows one.
+
+    Raises:
+        Unavailable: `out` cannot be written.
+    """
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    ways = shown_ways(plan)
-    with matplotlib.rc_context(STYLE):
-        figure, (left, right) = pyplot.subplots(
-            1, 2, sharey=True, figsize=(WIDTH_INCHES, 1.75 + 0.5 * len(ways)), facecolor="white"
-        )
-        for row, way in enumerate(ways):
-            _memory_bar(left, row, way, limit)
-            _time_bar(right, row, way)
-        _memory_axis(left, ways, limit)
-        _time_axis(right, ways)
-        _name_rows(left, plan, ways)
+    rows = rows_of(plan, limit)
+    with matplotlib.rc_context(STYLE), store.replacing(out) as temporary:
+        height = 1.65 + 0.48 * len(rows)
+        figure, (left, right) = pyplot.subplots(1, 2, sharey=True, figsize=(WIDTH_INCHES, height))
+        figure.subplots_adjust(left=0.2, right=0.99, top=1 - 0.7 / height, bottom=0.85 / height, wspace=0.07)
+        _memory_panel(figure, left, rows, limit)
+        _time_panel(figure, right, rows)
+        _name_rows(left, rows)
         _title(figure, plan)
-        figure.savefig(out, metadata={"Date": None} if out.suffix == ".svg" else None)
+        figure.savefig(temporary, format="svg", facecolor="white", metadata={"Date": None})
         pyplot.close(figure)
 
 
-def _memory_bar(axes: Axes, row: int, way: Chosen, limit: int | None) -> None:
+def _memory_panel(figure: Figure, axes: Axes, rows: Sequence[Row], limit: int | None) -> None:
+    for y, row in enumerate(rows):
+        _memory_bar(axes, y, row, limit)
+    longest = max(row.way.memory.total_bytes for row in rows)
+    if limit is not None and limit < FAR * longest:
+        longest = max(longest, limit)
+        axes.axvline(limit / GIB, color=LIMIT, linewidth=1.5)
+        _note(axes, f"limit {show_bytes(limit)}", (limit / GIB, -0.5), (0, 3), ha="center", color=LIMIT)
+    elif limit is not None:
+        edge = 1.25 * longest / GIB
+        _note(axes, f"limit {show_bytes(limit)} →", (edge, -0.5), (0, 3), ha="right", color=LIMIT)
+    axes.set_xlim(0, 1.25 * longest / GIB)
+    used = [part for part in PARTS if any(getattr(row.way.memory, part[1]) for row in rows)]
+    keys = [{"color": colour, "label": name} for name, _, colour in used]
+    if any(row.fits and row.way.from_disk for row in rows):
+        keys.append({"facecolor": MAPPED, "label": "left on disk", **ON_DISK})
+    _finish(figure, axes, "memory, GiB", keys, shift=-0.14)
+
+
+def _memory_bar(axes: Axes, y: int, row: Row, limit: int | None) -> None:
     start = 0
-    for name, field, colour in PARTS:
-        size = getattr(way.memory, field)
-        axes.barh(row, size / GIB, left=start / GIB, height=0.5, color=colour)
+    for _, field, colour in PARTS:
+        size = getattr(row.way.memory, field)
+        axes.barh(y, size / GIB, left=start / GIB, height=THICK, color=colour)
         start += size
-        beyond = start - (limit or start)
-        if name == "mapped weights" and way.from_disk and beyond > 0:
-            axes.barh(row, beyond / GIB, left=(start - beyond) / GIB, height=0.5, color="white",
-                      alpha=0.55, hatch="////", edgecolor=INK, linewidth=0)  # fmt: skip
-    axes.annotate(show_bytes(start), (start / GIB, row), (4, 0), textcoords="offset points", va="center")
+    if row.fits and row.way.from_disk and limit is not None:
+        axes.barh(y, (start - limit) / GIB, left=limit / GIB, height=THICK, color=MAPPED, **ON_DISK)
+    _note(axes, show_bytes(start), (start / GIB, y), (4, 0), va="center")
 
 
-def _time_bar(axes: Axes, row: int, way: Chosen) -> None:
-    total, first = way.estimate.total_seconds, way.estimate.first_token_seconds
-    if total.value is None or first.value is None or total.low is None or total.high is None:
-        axes.annotate("unknown", (0, row), (4, 0), textcoords="offset points", va="center", color=FAINT)
-        return
-    axes.barh(row, first.value, height=0.5, color=PHASES[0][1])
-    axes.barh(row, total.value - first.value, left=first.value, height=0.5, color=PHASES[1][1])
-    whisker = [[total.value - total.low], [total.high - total.value]]
-    axes.errorbar(total.value, row, xerr=whisker, color=INK, capsize=3, linewidth=1)
-    axes.annotate(
-        show_seconds(total.value), (total.high, row), (5, 0), textcoords="offset points", va="center"
-    )
-
-
-def _memory_axis(axes: Axes, ways: Sequence[Chosen], limit: int | None) -> None:
-    longest = max(way.memory.total_bytes for way in ways)
-    near = limit is not None and limit < FAR * longest
-    axes.set_xlim(0, 1.25 * max(longest, limit if limit and near else 0) / GIB)
-    if limit is not None:
-        place: dict[str, Any] = {"ha": "center"} if near else {"ha": "right"}
-        text = f"limit {show_bytes(limit)}" if near else f"limit {show_bytes(limit)} →"
-        x = limit / GIB if near else axes.get_xlim()[1]
-        if near:
-            axes.axvline(x, color=LIMIT, linewidth=1.5)
-        axes.annotate(text, (x, -0.5), (0, 3), textcoords="offset points", color=LIMIT, **place)
-    _finish(axes, "memory, GiB", [(name, colour) for name, field, colour in PARTS
-                                  if any(getattr(way.memory, field) for way in ways)])  # fmt: skip
-
-
-def _time_axis(axes: Axes, ways: Sequence[Chosen]) -> None:
-    longest = max((way.estimate.total_seconds.high or 0 for way in ways), default=0)
+def _time_panel(figure: Figure, axes: Axes, rows: Sequence[Row]) -> None:
+    for y, row in enumerate(rows):
+        if row.fits:
+            _time_bar(axes, y, row.way.estimate)
+        else:
+            _note(axes, "does not fit", (0, y), (4, 0), va="center", color=LIMIT)
+    longest = max(row.way.estimate.total_seconds.high or 0 for row in rows if row.fits)
     axes.set_xlim(0, 1.3 * longest or 1)
-    _finish(axes, "predicted time, seconds", PHASES)
+    keys = [{"color": colour, "label": name} for name, colour in PHASES]
+    _finish(figure, axes, "predicted time, seconds", keys, shift=-0.02)
 
 
-def _finish(axes: Axes, label: str, legend: Sequence[tuple[str, str]]) -> None:
+def _time_bar(axes: Axes, y: int, estimate: Estimates) -> None:
+    first, total = estimate.first_token_seconds.value, estimate.total_seconds
+    if first is None or total.value is None or total.low is None or total.high is None:
+        _note(axes, "unknown", (0, y), (4, 0), va="center", color=FAINT)
+        return
+    axes.barh(y, first, height=THICK, color=PHASES[0][1])
+    axes.barh(y, total.value - first, left=first, height=THICK, color=PHASES[1][1])
+    whiskers = [[total.value - total.low], [total.high - total.value]]
+    axes.errorbar(total.value, y, xerr=whiskers, color=INK, capsize=3, linewidth=1)
+    _note(axes, show_seconds(total.value), (total.high, y), (5, 0), va="center")
+
+
+def _finish(figure: Figure, axes: Axes, label: str, keys: Sequence[dict[str, Any]], shift: float) -> None:
+    """Axis and legend; the legend starts `shift` widths of the panel from its left edge, under the figure."""
     from matplotlib.patches import Patch
 
     axes.set_xlabel(label)
     axes.tick_params(left=False, labelleft=False, length=2)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#d0d7de")
-    patches = [Patch(color=colour, label=name) for name, colour in legend]
-    axes.legend(handles=patches, loc="upper left", bbox_to_anchor=(start, -0.34), ncols=3, frameon=False,
-                fontsize=7.5, handlelength=0.9, handleheight=0.9, columnspacing=1, borderpad=0)  # fmt: skip
+    box = axes.get_position()
+    figure.legend(
+        handles=[Patch(**key) for key in keys],
+        loc="upper left",
+        bbox_to_anchor=(box.x0 + shift * box.width, 0.42 / figure.get_figheight()),
+        ncols=3,
+        frameon=False,
+        fontsize=7.5,
+        handlelength=1.1,
+        handleheight=1.0,
+        columnspacing=1.1,
+        borderpad=0.2,
+    )
 
 
-def _name_rows(axes: Axes, plan: Plan, ways: Sequence[Chosen]) -> None:
-    axes.set_ylim(len(ways) - 0.5, -0.5)  # the chosen way on top
-    for row, way in enumerate(ways):
-        head, detail = _name(plan, way)
-        place: dict[str, Any] = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points"}
-        lift = 1 if detail else -3
-        axes.annotate(head, (0, row), (-8, lift), ha="right", weight="bold", **place)
-        axes.annotate(detail, (0, row), (-8, -2), ha="right", va="top", fontsize=7.5, color=FAINT, **place)
-
-
-def _name(plan: Plan, way: Chosen) -> tuple[str, str]:
-    """What a row is called, and how it differs from the engine's default."""
-    home = plan.default.settings if plan.default else way.settings
-    detail = "" if way.settings == home else textwrap.fill(describe(way.settings, home), 24)
-    if way.settings == plan.chosen.settings:
-        return "chosen", detail
-    return ("engine's default", "") if way.settings == home else ("on the frontier", detail)
+def _name_rows(axes: Axes, rows: Sequence[Row]) -> None:
+    axes.set_ylim(len(rows) - 0.5, -0.5)  # the chosen way on top
+    for y, row in enumerate(rows):
+        _note(axes, row.name, (0, y), (-8, 1 if row.detail else -3), ha="right", weight="bold")
+        _note(axes, row.detail, (0, y), (-8, -2), ha="right", va="top", fontsize=7.5, color=FAINT)
 
 
 def _title(figure: Figure, plan: Plan) -> None:
-    wanted = plan.workload
-    height = figure.get_figheight()
-    top = 1 - 0.1 / height
-    figure.text(0.02, top, f"{plan.model} on {plan.machine}", weight="bold", fontsize=9.5, va="top")
-    figure.text(0.02, top - 0.21 / height, f"{wanted.prompt_tokens} prompt + {wanted.answer_tokens} answer tokens",
-                color=FAINT, va="top")  # fmt: skip
-    figure.subplots_adjust(left=0.2, right=0.99, top=1 - 0.68 / height, bottom=0.95 / height, wspace=0.06)
+    wanted, height = plan.workload, figure.get_figheight()
+    what = f"{wanted.prompt_tokens} prompt + {wanted.answer_tokens} answer tokens on {plan.machine}"
+    figure.text(0.02, 1 - 0.1 / height, plan.model, weight="bold", fontsize=10, va="top")
+    figure.text(0.02, 1 - 0.31 / height, what, color=FAINT, va="top")
+
+
+def _note(
+    axes: Axes, text: str, point: tuple[float, float], shift: tuple[float, float], **style: Any
+) -> None:
+    """`text` at a point of the data, moved by `shift` in points of print."""
+    axes.annotate(text, point, shift, textcoords="offset points", annotation_clip=False, **style)
 
 
 if __name__ == "__main__":

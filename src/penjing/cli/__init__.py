@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import importlib
 import os
 import sys
@@ -12,7 +13,7 @@ from typing import NoReturn
 
 from penjing import __version__
 from penjing.cli import options
-from penjing.errors import UsageError, UserError
+from penjing.errors import Unavailable, UsageError, UserError
 
 _COMMANDS = {
     "run": ("answer a prompt with a model, planned for this machine", options.run),
@@ -65,20 +66,36 @@ def make_parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code: 0, 2 for an expected error, 130 for Ctrl-C."""
     try:
-        return _dispatch(list(sys.argv[1:] if argv is None else argv))
+        code = _dispatch(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()  # so that a failure to write is met here
+        return code
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        if error.hint:
-            print(f"\nhint: {error.hint}", file=sys.stderr)
-        return 2
+        return _refuse(error)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 141
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _drop_output()
+        return _refuse(Unavailable("the disk is full: the output cannot be written", hint="df -h"))
+
+
+def _refuse(error: UserError) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    print(f"\nhint: {error.hint}", file=sys.stderr)
+    return 2
+
+
+def _drop_output() -> None:
+    """What is still buffered goes nowhere, or Python would try to write it again at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _dispatch(argv: list[str]) -> int:
+    _check_text(argv)
     parser = make_parser()
     args, unknown = parser.parse_known_args(argv)
     if unknown:
@@ -89,6 +106,16 @@ def _dispatch(argv: list[str]) -> int:
     module = importlib.import_module(f"penjing.cli.{args.command}")
     code: int = module.command(args)
     return code
+
+
+def _check_text(words: list[str]) -> None:
+    """Raises UsageError for bytes that are no text: neither the engine nor JSON could take them."""
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            hint = "rename the file, or convert the text with `iconv`"
+            raise UsageError(f"{ascii(word)} is not UTF-8 text", hint=hint) from None
 
 
 def _unknown(command: str | None, word: str) -> UsageError:

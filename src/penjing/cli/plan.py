@@ -34,7 +34,7 @@ def _shapes(name: str | None) -> Model | None:
     """A model of which only the shapes are known: a folder, or a name from the catalogue."""
     from penjing import catalogue, hf
 
-    if name is None:
+    if not name:
         return None
     path = Path(name).expanduser()
     if path.is_dir():

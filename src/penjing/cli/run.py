@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from penjing.cli import setting, show
 from penjing.engines.base import Finished, Message, Sampling, Session, Text
 from penjing.engines.llamacpp import LlamaCpp
-from penjing.errors import UsageError, UserError
+from penjing.errors import UsageError
 from penjing.figures import Estimate
 from penjing.plan import Estimates, Plan
 from penjing.planner import Here
@@ -161,12 +161,9 @@ def _stream(session: Session, tokens: Sequence[int], args: argparse.Namespace) -
                         print(item.text, end="", flush=True)
                 else:
                     end = item
-    except UserError:
+    finally:
         if pieces and not args.json:
-            print(flush=True)  # the error has a line of its own
-        raise
-    if not args.json:
-        print(flush=True)
+            print(flush=True)  # what comes next, be it an error, has a line of its own
     return "".join(pieces), end
 
 

@@ -27,11 +27,11 @@ def command(args: argparse.Namespace) -> int:
         start_seconds=here.start_seconds,
     )  # fmt: skip
     with serving:
-        if args.json:
-            show.document({"url": f"{serving.url}/v1", "model": here.model.name, "plan": here.plan})
-        else:
-            show.serving(serving.url, here)
         try:
+            if args.json:
+                show.document({"url": f"{serving.url}/v1", "model": here.model.name, "plan": here.plan})
+            else:
+                show.serving(serving.url, here)
             serving.wait()
         except KeyboardInterrupt:
             say("stopping")

@@ -25,8 +25,9 @@ _UNKNOWN = "unknown"
 
 
 def document(value: object) -> None:
-    """One JSON document on stdout."""
+    """One JSON document on stdout, at once: who reads it may wait for it while we go on."""
     sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
+    sys.stdout.flush()
 
 
 def machine(m: Machine) -> None:

@@ -10,7 +10,7 @@ from penjing.plan import Memory, Settings
 # bytes per element: f16, and q8_0 with its fp16 scale for each block of 32
 CACHE_ELEMENT_BYTES = {"f16": 2.0, "q8_0": 34 / 32}
 _CELLS = 256  # llama.cpp rounds the cache to this many positions
-_CELL_SEARCH_ROWS = 8  # repacked layouts interleave 8 rows; other matrices stay as they are
+_ROWS = 8  # repacked layouts interleave 8 rows; other matrices stay as they are
 
 
 class Traits(Struct, frozen=True):
@@ -30,8 +30,8 @@ class Traits(Struct, frozen=True):
 
 def predict_memory(model: Model, settings: Settings, traits: Traits) -> Memory:
     """Memory by class. The cache is exact for known families; buffers are a rule, good to some 30 %."""
-    copied = sum(t.n_bytes for t in model.tensors if settings.repack and is_repacked(t, traits))
-    private = copied if settings.mapped and not settings.split else model.n_bytes
+    copied, twice = _copied_bytes(model, traits) if settings.repack or settings.prefill_repack else (0, 0)
+    private = copied if settings.mapped and not settings.split else model.n_bytes + twice
     contexts = 2 if settings.split else 1
     return Memory(
         weights_bytes=model.n_bytes if settings.mapped else 0,
@@ -42,14 +42,25 @@ def predict_memory(model: Model, settings: Settings, traits: Traits) -> Memory:
     )
 
 
+def _copied_bytes(model: Model, traits: Traits) -> tuple[int, int]:
+    """Bytes of repacked copies, and how much of them is an embedding that is there a second time as output.
+
+    Rows of an embedding are looked up in the file's layout; a tied one is repacked besides, as the output matrix.
+    """
+    matrices = sum(t.n_bytes for t in model.tensors if is_repacked(t, traits))
+    tied = next((t for t in model.tensors if model.tied and t.role == "token_embedding"), None)
+    twice = tied.n_bytes if tied is not None and _has_layout(tied, traits) else 0
+    return matrices + twice, twice
+
+
 def is_repacked(tensor: Tensor, traits: Traits) -> bool:
     """The engine has a repacked layout for this tensor: a matrix of a repacked type, 8 rows at a time."""
-    return (
-        tensor.type in traits.repacked_types
-        and tensor.role != "token_embedding"
-        and len(tensor.shape) > 1
-        and tensor.shape[1] % _CELL_SEARCH_ROWS == 0
-    )
+    return tensor.role != "token_embedding" and _has_layout(tensor, traits)
+
+
+def _has_layout(tensor: Tensor, traits: Traits) -> bool:
+    rows = tensor.shape[1] if len(tensor.shape) > 1 else 0
+    return tensor.type in traits.repacked_types and rows > 0 and rows % _ROWS == 0
 
 
 def cache_bytes(model: Model, settings: Settings) -> int:

@@ -79,9 +79,10 @@ def plan_here(
     engine.check()
     question = question_for(model, machine, workload, engine)
     tried, left = candidates.singles(question.default, model, machine.cores, question.traits, workload)
-    verdict = choose.choose(question, tried)
+    fits = replace(question, workload=_without_speed_limits(workload))
+    verdict = choose.choose(fits, tried)
     if verdict.chosen is None:
-        verdict = choose.choose(question, candidates.frugal(question.default))
+        verdict = choose.choose(fits, candidates.frugal(question.default))
     feasible = [c.settings for c in verdict.fitting]
     if verdict.chosen is None:
         raise _refuse(question, verdict)
@@ -226,6 +227,11 @@ def _busy() -> bool:
     from penjing.probe.load import busy_share
 
     return (busy_share() or 0.0) > _BUSY_SHARE
+
+
+def _without_speed_limits(workload: Workload) -> Workload:
+    """For the question what fits at all: how fast it is will be measured, not assumed."""
+    return replace(workload, min_decode_tokens_per_s=None, max_first_token_seconds=None)
 
 
 def _order(question: Question, feasible: list[Settings]) -> list[Settings]:

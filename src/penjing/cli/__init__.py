@@ -97,6 +97,7 @@ def _drop_output() -> None:
 def _dispatch(argv: list[str]) -> int:
     _check_text(argv)
     parser = make_parser()
+    _check_command(argv)
     args, unknown = parser.parse_known_args(argv)
     if unknown:
         raise _unknown(args.command, unknown[0])
@@ -116,6 +117,15 @@ def _check_text(words: list[str]) -> None:
         except UnicodeEncodeError:
             hint = "rename the file, or convert the text with `iconv`"
             raise UsageError(f"{ascii(word)} is not UTF-8 text", hint=hint) from None
+
+
+def _check_command(argv: list[str]) -> None:
+    """A word in the place of the command that is none gets the nearest one as its hint."""
+    word = argv[0] if argv else "run"
+    if not word.startswith("-") and word not in _COMMANDS:
+        near = difflib.get_close_matches(word, _COMMANDS, n=1)
+        hint = f"did you mean `penjing {near[0]}`?" if near else f'to ask a model: penjing run "{word}"'
+        raise UsageError(f"there is no command `{word}`", hint=hint)
 
 
 def _unknown(command: str | None, word: str) -> UsageError:

@@ -96,7 +96,7 @@ def serve(parser: argparse.ArgumentParser) -> None:
     parser.epilog = """examples:
   penjing serve
   penjing serve model.gguf --port 8080 --users 4 --context 8192
-  curl http://127.0.0.1:8080/v1/chat/completions -d '{"messages": [{"role": "user", "content": "Hi"}]}'
+  curl http://127.0.0.1:8080/v1/chat/completions -d '{"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 50}'
 """
     parser.add_argument("model", nargs="?", metavar="MODEL", help=_MODEL)
     parser.add_argument(

@@ -143,7 +143,7 @@ def serving(url: str, here: Here) -> None:
     each = settings.context_tokens // settings.sequences
     print(f"{here.model.name} at {url}/v1  ({settings.sequences} at a time, {each} tokens of context each)")
     print(f"""try: curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\
-       -d '{{"messages": [{{"role": "user", "content": "Hello"}}]}}'""")
+       -d '{{"messages": [{{"role": "user", "content": "Hello"}}], "max_tokens": 100}}'""")
     print("Ctrl-C stops it", flush=True)
 
 

@@ -25,7 +25,7 @@ from penjing.errors import UserError
 from penjing.machine import Machine
 from penjing.plan import Chosen, Estimates, Plan, Settings
 from penjing.search.choose import describe
-from penjing.units import GIB, show_bytes, show_seconds
+from penjing.units import GIB, MIB, show_bytes, show_seconds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -102,7 +102,7 @@ def rows_of(plan: Plan, limit: int | None) -> list[Row]:
     for name, way in (("chosen", plan.chosen), ("engine's default", plan.default),
                       *(("another way", way) for way in plan.frontier)):  # fmt: skip
         if way is not None:
-            detail = "" if way.settings == home else describe(way.settings, home)
+            detail = "" if name == "engine's default" else describe(way.settings, home)
             rows.setdefault(way.settings, Row(way, name, textwrap.fill(detail, 24), fits(plan, way, limit)))
     return list(rows.values())
 
@@ -126,7 +126,7 @@ def draw(plan: Plan, limit: int | None, out: Path) -> None:
 
     rows = rows_of(plan, limit)
     with matplotlib.rc_context(STYLE), store.replacing(out) as temporary:
-        height = 1.65 + 0.48 * len(rows)
+        height = 1.6 + 0.53 * len(rows)
         figure, (left, right) = pyplot.subplots(1, 2, sharey=True, figsize=(WIDTH_INCHES, height))
         figure.subplots_adjust(left=0.2, right=0.99, top=1 - 0.7 / height, bottom=0.85 / height, wspace=0.07)
         _memory_panel(figure, left, rows, limit)
@@ -138,33 +138,39 @@ def draw(plan: Plan, limit: int | None, out: Path) -> None:
 
 
 def _memory_panel(figure: Figure, axes: Axes, rows: Sequence[Row], limit: int | None) -> None:
-    for y, row in enumerate(rows):
-        _memory_bar(axes, y, row, limit)
     longest = max(row.way.memory.total_bytes for row in rows)
-    if limit is not None and limit < FAR * longest:
-        longest = max(longest, limit)
-        axes.axvline(limit / GIB, color=LIMIT, linewidth=1.5)
-        _note(axes, f"limit {show_bytes(limit)}", (limit / GIB, -0.5), (0, 3), ha="center", color=LIMIT)
+    near = limit is not None and limit < FAR * longest
+    longest = max(longest, limit if limit and near else 0)
+    unit, unit_name = (GIB, "GiB") if longest >= GIB else (MIB, "MiB")
+    end = 1.25 * longest / unit
+    for y, row in enumerate(rows):
+        _memory_bar(axes, y, row, limit, unit)
+    if limit is not None and near:
+        axes.axvline(limit / unit, color=LIMIT, linewidth=1.5)
+        _note(axes, f"limit {show_bytes(limit)}", (limit / unit, -0.5), (0, 3), ha="center", color=LIMIT)
     elif limit is not None:
-        edge = 1.25 * longest / GIB
-        _note(axes, f"limit {show_bytes(limit)} →", (edge, -0.5), (0, 3), ha="right", color=LIMIT)
-    axes.set_xlim(0, 1.25 * longest / GIB)
+        _note(axes, f"limit {show_bytes(limit)} →", (end, -0.5), (0, 3), ha="right", color=LIMIT)
+    axes.set_xlim(0, end)
+    _finish(figure, axes, f"memory, {unit_name}", _memory_keys(rows), shift=-0.14)
+
+
+def _memory_keys(rows: Sequence[Row]) -> list[dict[str, Any]]:
     used = [part for part in PARTS if any(getattr(row.way.memory, part[1]) for row in rows)]
-    keys = [{"color": colour, "label": name} for name, _, colour in used]
+    keys: list[dict[str, Any]] = [{"color": colour, "label": name} for name, _, colour in used]
     if any(row.fits and row.way.from_disk for row in rows):
         keys.append({"facecolor": MAPPED, "label": "left on disk", **ON_DISK})
-    _finish(figure, axes, "memory, GiB", keys, shift=-0.14)
+    return keys
 
 
-def _memory_bar(axes: Axes, y: int, row: Row, limit: int | None) -> None:
+def _memory_bar(axes: Axes, y: int, row: Row, limit: int | None, unit: int) -> None:
     start = 0
     for _, field, colour in PARTS:
         size = getattr(row.way.memory, field)
-        axes.barh(y, size / GIB, left=start / GIB, height=THICK, color=colour)
+        axes.barh(y, size / unit, left=start / unit, height=THICK, color=colour)
         start += size
     if row.fits and row.way.from_disk and limit is not None:
-        axes.barh(y, (start - limit) / GIB, left=limit / GIB, height=THICK, color=MAPPED, **ON_DISK)
-    _note(axes, show_bytes(start), (start / GIB, y), (4, 0), va="center")
+        axes.barh(y, (start - limit) / unit, left=limit / unit, height=THICK, color=MAPPED, **ON_DISK)
+    _note(axes, show_bytes(start), (start / unit, y), (4, 0), va="center")
 
 
 def _time_panel(figure: Figure, axes: Axes, rows: Sequence[Row]) -> None:
@@ -217,8 +223,9 @@ def _finish(figure: Figure, axes: Axes, label: str, keys: Sequence[dict[str, Any
 def _name_rows(axes: Axes, rows: Sequence[Row]) -> None:
     axes.set_ylim(len(rows) - 0.5, -0.5)  # the chosen way on top
     for y, row in enumerate(rows):
-        _note(axes, row.name, (0, y), (-8, 1 if row.detail else -3), ha="right", weight="bold")
-        _note(axes, row.detail, (0, y), (-8, -2), ha="right", va="top", fontsize=7.5, color=FAINT)
+        lift = 4.5 * (row.detail.count("\n") + 1 if row.detail else 0) - 3  # half of what stands below it
+        _note(axes, row.name, (0, y), (-8, lift), ha="right", weight="bold")
+        _note(axes, row.detail, (0, y), (-8, lift - 3), ha="right", va="top", fontsize=7.5, color=FAINT)
 
 
 def _title(figure: Figure, plan: Plan) -> None:

@@ -13,12 +13,17 @@ from collections.abc import Iterator
 from importlib import util
 from pathlib import Path
 from types import ModuleType
+from xml.etree import ElementTree
 
 import pytest
 
 import penjing
+import picture
 from penjing import errors
 from penjing.cli import main, make_parser
+from penjing.search import candidates, choose
+from penjing.workload import Workload
+from worlds import MIB, question
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "penjing"
@@ -26,6 +31,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 OBVIOUS_LINES = 6  # a public function that is no longer may do without a docstring
+SVG = "{http://www.w3.org/2000/svg}"
 SEPARATORS = {"|", "||", ";", "&", "&&"}
 
 
@@ -147,6 +153,49 @@ def test_the_repository_speaks_of_itself_alone():
 
     assert "README.md" in texts
     assert {} == {name: found[0] for name, text in texts.items() if (found := foreign.search(text))}
+
+
+@pytest.mark.parametrize(
+    ("workload", "limit", "shown"),
+    [
+        (Workload(), None, {"chosen", "the engine's default"}),
+        (Workload(), 2**40, {"limit 1.00 TiB →"}),
+        (Workload(memory_bytes=40 * MIB), 40 * MIB, {"limit 40.0 MiB"}),
+        (Workload(memory_bytes=20 * MIB), 20 * MIB, {"does not fit", "engine's default"}),
+        (Workload(memory_bytes=8 * MIB, allow_disk=True), 8 * MIB, {"does not fit", "left on disk"}),
+    ],
+)
+def test_a_picture_shows_the_plan_and_its_limit(workload, limit, shown, tmp_path):
+    """Its text can be read: the ways, a limit near or far, what stays on disk and what does not fit."""
+    asked = question(workload, budget_bytes=limit)
+    proposed = [asked.default, *candidates.frugal(asked.default)]
+    verdict = choose.choose(asked, proposed)
+    plan = choose.plan_of(asked, verdict, verdict.chosen)
+
+    picture.draw(plan, limit, tmp_path / "plan.svg")
+
+    texts = {element.text for element in ElementTree.parse(tmp_path / "plan.svg").iter(f"{SVG}text")}
+    assert shown <= texts
+
+
+def test_the_same_plan_gives_the_same_picture(tmp_path):
+    """A picture changes in the repository only if its plan did."""
+    asked = question()
+    verdict = choose.choose(asked, candidates.frugal(asked.default))
+    for name in ("one.svg", "other.svg"):
+        picture.draw(choose.plan_of(asked, verdict, verdict.chosen), 2**30, tmp_path / name)
+
+    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "other.svg").read_bytes()
+
+
+def test_a_picture_of_no_plan_is_refused(tmp_path, capsys):
+    """A file that is no plan costs one line and exit code 2, and leaves no picture behind."""
+    (tmp_path / "plan.json").write_text("{}")
+
+    code = picture.main([str(tmp_path / "plan.json"), str(tmp_path / "plan.svg")])
+
+    assert (2, False) == (code, (tmp_path / "plan.svg").exists())
+    assert capsys.readouterr().err.startswith("error: ")
 
 
 def make(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:

@@ -162,10 +162,10 @@ def measure(
         check_weights=not rates.timings,
         warm_up=not from_disk,
     ) as sessions:
-        if known is None:
-            say(
-                f"measuring {len(tried)} ways to run `{question.model.name}`, at most {_MEASURE_SECONDS:.0f} s"
-            )
+        new = [s for s in tried if not rates.was_tried(s)]
+        if new:
+            ways = f"{len(new)} ways" if len(new) > 1 else "one way"
+            say(f"measuring {ways} to run `{question.model.name}`, at most {_MEASURE_SECONDS:.0f} s")
         with bar("measuring", _MEASURE_SECONDS) as progress:
             rates = tune.tune(
                 sessions,
@@ -223,10 +223,10 @@ def _described_budget(machine: Machine, workload: Workload) -> int | None:
 
 @functools.cache
 def _busy() -> bool:
-    """Other work takes a quarter of the processors, just before we start ours."""
+    """Other work takes a quarter of the processors before we start ours, and not only in passing."""
     from penjing.probe.load import busy_share
 
-    return (busy_share() or 0.0) > _BUSY_SHARE
+    return all((busy_share(seconds) or 0.0) > _BUSY_SHARE for seconds in (0.1, 0.3))
 
 
 def _without_speed_limits(workload: Workload) -> Workload:
@@ -276,6 +276,7 @@ def _cache_name(path: Path, question: Question, from_disk: bool) -> str:
     place = f"{machine.cpu} {machine.cores} {machine.memory_total_bytes} {engine}"
     if from_disk:
         place += f" disk {question.budget_bytes and question.budget_bytes // (32 * MIB)}"
+        place += f" of {machine.memory_limit_bytes}"
     where = hashlib.sha256(place.encode()).hexdigest()[:12]
     what = fingerprint([Path(f) for f in question.model.files] or [path])
     return f"rates/{what}-{where}-{'busy' if _busy() else 'quiet'}.json"

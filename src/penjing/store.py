@@ -85,6 +85,7 @@ def replacing(path: Path) -> Iterator[Path]:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         os.close(handle)
         temporary = Path(name)
+        temporary.chmod(0o666 & ~_umask())  # what any other new file would get
         yield temporary
         _flush(temporary)
         temporary.replace(path)
@@ -93,6 +94,12 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def _flush(path: Path) -> None:
@@ -104,7 +111,7 @@ def _flush(path: Path) -> None:
 
 
 def _unwritable(path: Path, error: OSError) -> Unavailable:
-    hint = "free some space, or name another folder: `PENJING_CACHE=/path/with/space`"
-    if error.errno != errno.ENOSPC:
-        hint = "name a folder that you may write to: `PENJING_CACHE=/path`"
-    return Unavailable(f"cannot write `{path}`: {error.strerror}", hint=hint)
+    do = "free some space there" if error.errno == errno.ENOSPC else "see who may write there: `ls -ld`"
+    if path.is_relative_to(cache_dir()):
+        do += ", or name another folder: `PENJING_CACHE=/path`"
+    return Unavailable(f"cannot write `{path}`: {error.strerror}", hint=do)

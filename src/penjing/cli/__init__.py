@@ -21,8 +21,8 @@ _COMMANDS = {
     "probe": ("measure this machine", options.probe),
     "bench": ("time a plan beside the engine's default, predicted beside measured", options.bench),
     "serve": ("serve a model over the OpenAI API on 127.0.0.1", options.serve),
-    "machines": ("list the machines that ship as descriptions", options.listing),
-    "models": ("list the models that ship as shapes", options.listing),
+    "machines": ("list the machines that ship as descriptions", options.machines),
+    "models": ("list the models that ship as shapes", options.models),
 }
 
 _EXAMPLES = """examples:
@@ -99,6 +99,9 @@ def _dispatch(argv: list[str]) -> int:
     parser = make_parser()
     _check_command(argv)
     args, unknown = parser.parse_known_args(argv)
+    if args.command == "run":  # a prompt may stand after the options, apart from the model
+        args.words += [word for word in unknown if not word.startswith("-")]
+        unknown = [word for word in unknown if word.startswith("-")]
     if unknown:
         raise _unknown(args.command, unknown[0])
     if args.command is None:
@@ -116,7 +119,7 @@ def _check_text(words: list[str]) -> None:
             word.encode()
         except UnicodeEncodeError:
             hint = "rename the file, or convert the text with `iconv`"
-            raise UsageError(f"{ascii(word)} is not UTF-8 text", hint=hint) from None
+            raise UsageError(f"{word!a} is not UTF-8 text", hint=hint) from None
 
 
 def _check_command(argv: list[str]) -> None:

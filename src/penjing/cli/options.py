@@ -96,7 +96,7 @@ def serve(parser: argparse.ArgumentParser) -> None:
     parser.epilog = """examples:
   penjing serve
   penjing serve model.gguf --port 8080 --users 4 --context 8192
-  curl http://127.0.0.1:8080/v1/chat/completions -d '{"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 50}'
+  curl localhost:8080/v1/chat/completions -d '{"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 50}'
 """
     parser.add_argument("model", nargs="?", metavar="MODEL", help=_MODEL)
     parser.add_argument(
@@ -107,8 +107,22 @@ def serve(parser: argparse.ArgumentParser) -> None:
     _fresh(parser)
 
 
-def listing(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = "examples:\n  penjing machines\n  penjing models --json\n"
+def machines(parser: argparse.ArgumentParser) -> None:
+    """Nothing to choose; the examples say what the list is for."""
+    parser.epilog = """examples:
+  penjing machines
+  penjing machines --json
+  penjing plan Qwen3-8B --on "M4 Max 128GB"
+"""
+
+
+def models(parser: argparse.ArgumentParser) -> None:
+    """Nothing to choose; the examples say what the list is for."""
+    parser.epilog = """examples:
+  penjing models
+  penjing models --json
+  penjing plan Qwen3-30B-A3B --on "Desktop DDR5-5600 32GB"
+"""
 
 
 def _workload(parser: argparse.ArgumentParser) -> None:

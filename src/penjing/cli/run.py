@@ -143,7 +143,7 @@ def _answer(
         show.document(answer)
     else:
         show.predicted_beside_measured(answer.predicted, answer.measured, plan.chosen)
-        if disturbed(end.decode, plan.chosen.settings.threads):
+        if not plan.chosen.from_disk and disturbed(end.decode, plan.chosen.settings.threads):
             say("note: other work took the cores during this answer, so it is no measure of the plan")
     return (130 if end.reason == "stopped" else 0), answer.text
 

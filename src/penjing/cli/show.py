@@ -125,11 +125,15 @@ def predicted_beside_measured(predicted: Predicted, measured: Measured, chosen: 
 def bench(report: dict[str, Any]) -> None:
     """Predicted beside measured, and the plan beside the default."""
     result, default, estimate = report["measured"], report["default"], report["predicted"]
-    names = (("prefill_tokens_per_s", _speed), ("decode_tokens_per_s", _speed),
-             ("first_token_seconds", show_seconds), ("total_seconds", show_seconds))  # fmt: skip
+    names = (
+        ("prefill", "prefill_tokens_per_s", _speed),
+        ("decode", "decode_tokens_per_s", _speed),
+        ("first token", "first_token_seconds", show_seconds),
+        ("whole request", "total_seconds", show_seconds),
+    )
     rows = []
-    for name, shown in names:
-        row = _proof(name.split("_")[0], getattr(estimate, name), getattr(result, name).value, shown)
+    for label, name, shown in names:
+        row = _proof(label, getattr(estimate, name), getattr(result, name).value, shown)
         rows.append((*row, _median(getattr(default, name), shown) if default else ""))
     print(f"{report['model']}, {report['engine_version']}, {result.total_seconds.count} rounds")
     _print(_table(("", "predicted", "interval", "measured", "off by", "engine's default"), rows))

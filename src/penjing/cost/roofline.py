@@ -66,7 +66,7 @@ def disk_decode_rate(model: Model, disk: Tier, room_bytes: int) -> Estimate:
     if sequential is None:
         return Estimate.unknown()
     random = disk.random_read_bytes_per_s.value if disk.random_read_bytes_per_s else None
-    missing = max(model.active_bytes - room_bytes, 0.05 * model.active_bytes)
+    missing = max(model.active_bytes - max(room_bytes, 0), 0.05 * model.active_bytes)
     slowest = min(sequential, random or sequential)
     return Estimate(
         sequential / model.active_bytes, 0.5 * slowest / model.active_bytes, sequential / missing, "assumed"

@@ -5,7 +5,7 @@ timed lengths on the line through them and beyond the longest in proportion, and
 before each token. Decode at depth d costs  a + b·d  seconds a token.
 
 The attention shares (e and b) do not depend on how weights are laid out. They are therefore taken from
-whichever timing with the same threads, flash attention and cache type has a second depth.
+whichever timing with the same flash attention and cache type has a second depth.
 
 Everything is linear in the medians of the timed points, and is kept that way (`Seconds`): so the error of
 a difference between two settings leaves out what both share.
@@ -69,9 +69,9 @@ def prefill_seconds(rates: Rates, settings: Settings, tokens: int) -> Seconds | 
     """Time to process a prompt of `tokens` tokens from an empty cache; None if never timed."""
     knobs = Knobs.of("prefill", settings)
     flat = sorted((t for t in rates.points(knobs) if t.depth == 0), key=lambda t: t.tokens)
-    if not flat:
-        return None
     share = _attention_share(rates, knobs)
+    if not flat or share is None:
+        return None
     bases = {t.tokens: Seconds({t: 1}) - share * (t.tokens**2 / 2) for t in flat}
     return _at(bases, tokens) + share * (tokens**2 / 2)
 
@@ -80,11 +80,12 @@ def decode_seconds(rates: Rates, settings: Settings, depth: int, tokens: int) ->
     """Time to generate `tokens` tokens after `depth` others; None if never timed."""
     knobs = Knobs.of("decode", settings)
     points = sorted(rates.points(knobs), key=lambda t: t.depth)
-    if not points:
+    share = _attention_share(rates, knobs)
+    if not points or share is None:
         return None
     first = points[0]
     further = (depth + tokens / 2) - (first.depth + first.tokens / 2)
-    one = Seconds({first: 1 / first.tokens}) + _attention_share(rates, knobs) * further
+    one = Seconds({first: 1 / first.tokens}) + share * further
     return one * tokens
 
 
@@ -109,23 +110,29 @@ def _at(bases: Mapping[int, Seconds], tokens: int) -> Seconds:
     return bases[below] * (1 - share) + bases[above] * share
 
 
-def _attention_share(rates: Rates, knobs: Knobs) -> Seconds:
-    """Seconds per token and position before it; zero where no two depths were timed."""
+def _attention_share(rates: Rates, knobs: Knobs) -> Seconds | None:
+    """Seconds per token and position before it; zero if nobody looked at depth, None if only others did.
+
+    Heads are shared out among threads, so that a share timed with other threads is scaled by their number.
+    """
+    if not any(
+        t.depth > flat.depth for t in rates.timings for flat in rates.timings if t.knobs == flat.knobs
+    ):
+        return _NOTHING
     alike = [t for t in rates.timings if _attends_alike(t.knobs, knobs)]
-    for deep in sorted(alike, key=lambda t: (t.knobs != knobs, -t.depth)):
+    for deep in sorted(alike, key=lambda t: (t.knobs != knobs, t.knobs.threads != knobs.threads, -t.depth)):
         for flat in alike:
             if (flat.knobs, flat.tokens) == (deep.knobs, deep.tokens) and flat.depth < deep.depth:
-                slope = (Seconds({deep: 1}) - Seconds({flat: 1})) * (
-                    1 / (deep.tokens * (deep.depth - flat.depth))
-                )
-                return slope if slope.value > 0 else _NOTHING
-    return _NOTHING
+                positions = deep.tokens * (deep.depth - flat.depth)
+                scale = deep.knobs.threads / knobs.threads
+                share = (Seconds({deep: 1}) - Seconds({flat: 1})) * (scale / positions)
+                return share if share.value > 0 else _NOTHING
+    return None
 
 
 def _attends_alike(one: Knobs, other: Knobs) -> bool:
-    return (one.kind, one.threads, one.flash_attention, one.cache_type) == (
+    return (one.kind, one.flash_attention, one.cache_type) == (
         other.kind,
-        other.threads,
         other.flash_attention,
         other.cache_type,
     )

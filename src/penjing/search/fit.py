@@ -45,7 +45,9 @@ def does_not_fit(question: Question, budget_bytes: int) -> DoesNotFit:
             f"or take a file of the same model of at most {show_bytes(room)} (about {bits:.1f} bits per weight)"
         )
     if not ways:
-        ways.append(f"give it at least {show_bytes(need.pinned_bytes)}: `--memory {need.pinned_bytes}`")
+        ways.append(
+            f"even from disk it needs {show_bytes(need.pinned_bytes)}: `--allow-disk --memory {need.pinned_bytes}`"
+        )
     return DoesNotFit(
         f"`{model.name}` needs {show_bytes(need.total_bytes)} with a context of "
         f"{question.default.context_tokens} tokens, the limit is {show_bytes(budget_bytes)}",

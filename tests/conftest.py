@@ -5,6 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from commands import known, measured, tiny
+
+__all__ = ["known", "measured", "tiny"]  # fixtures for every test
 
 _OURS = ("PENJING_", "HF_", "HUGGING", "GGML_", "LLAMA_")
 
@@ -29,3 +32,4 @@ def _isolate(patch: pytest.MonkeyPatch, folder: Path) -> None:
     patch.setenv("PENJING_CACHE", str(folder / "penjing"))
     patch.setenv("HF_HOME", str(folder / "hub"))
     patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    patch.setenv("OMP_WAIT_POLICY", "passive")  # spinning threads crawl beside other work on the same cores

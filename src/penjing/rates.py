@@ -37,12 +37,20 @@ class Knobs(Struct, frozen=True):
 
 
 class Timing(Struct, frozen=True):
-    """Seconds that `tokens` tokens took after `depth` others, one number for each sample."""
+    """Seconds that `tokens` tokens took after `depth` others, one number for each sample.
+
+    Raises:
+        ValueError: nothing was timed, or in no time; a file that says so is damaged.
+    """
 
     knobs: Knobs
     tokens: int
     depth: int
     seconds: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1 or not self.seconds or min(self.seconds) <= 0:
+            raise ValueError(f"{self.tokens} tokens in {self.seconds} seconds are no timing")
 
 
 class Footprint(Struct, frozen=True):

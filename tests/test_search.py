@@ -58,16 +58,21 @@ def test_plan_depends_on_the_workload(tmp_path):
 
 def test_each_phase_gets_its_layout(tmp_path):
     """With room for both, prefill uses the weights as in the file and decode the repacked ones."""
-    chosen = plan(tmp_path, FakeEngine(hidden_kernel), LONG_PROMPT).chosen
+    chosen = plan(tmp_path, FakeEngine(hidden_kernel), Workload(prompt_tokens=512, answer_tokens=128)).chosen
 
     assert (False, True) == (chosen.settings.prefill_repack, chosen.settings.repack)
     assert chosen.settings.mapped
     assert 2 * 6 * MIB == chosen.memory.weights_bytes + chosen.memory.repacked_bytes
 
 
+def test_a_second_layout_has_to_pay(tmp_path):
+    """Twice the memory for one percent of the time is no bargain: the smaller plan is taken."""
+    assert not plan(tmp_path, FakeEngine(hidden_kernel), LONG_PROMPT).chosen.settings.split
+
+
 def test_two_layouts_only_where_both_fit(tmp_path):
     """With too little memory for two copies the plan keeps one."""
-    tight = replace(LONG_PROMPT, memory_bytes=30 * MIB)
+    tight = Workload(prompt_tokens=512, answer_tokens=128, memory_bytes=30 * MIB)
 
     assert not plan(tmp_path, FakeEngine(hidden_kernel), tight).chosen.settings.split
 

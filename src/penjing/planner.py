@@ -26,7 +26,7 @@ from penjing.units import MIB, show_bytes, show_number
 from penjing.workload import Workload
 
 Say = Callable[[str], None]
-_MEASURE_SECONDS = 40.0
+_MEASURE_SECONDS = 45.0
 _LOAD_BYTES_PER_S = 50 * MIB  # a slow disk; only bounds how long loading may take
 _CELLS = 256
 _BUSY_SHARE = 0.25

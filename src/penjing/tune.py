@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 Kind = Literal["prefill", "decode"]
 Point = tuple[Kind, int, int]  # tokens, after so many others
 _SHORT, _STEPS, _NEAR, _DEEP = 32, 8, 64, 1024  # tokens of a short prefill, least of a decode sample; depths
-_LONGEST_SAMPLE_SECONDS = 1.5
+_LONGEST_SAMPLE_SECONDS = 1.8
 _HOPELESS = 1.25  # slower than the reference by this factor in both phases: not looked at again
 _ROUNDS, _DEEP_ROUNDS = 3, 2
-_RESERVED = 0.3  # of the time, for the combination of what was best alone
+_RESERVED = 0.2  # of the time, for the combination of what was best alone
 _RETRIES = 3  # of a disturbed sample; then the best of them counts
 _LEAST_CPU_SHARE = 0.7  # of wall × threads; spinning threads that run reach nearly 1
 
@@ -161,8 +161,8 @@ class Tuner:
         for number in range(count):
             for settings in tried:
                 for kind, tokens, depth in self._points(settings, deep=number < _DEEP_ROUNDS):
-                    if self._over():
-                        return
+                    if self._over() and not (number == 0 and settings == self.reference):
+                        break  # the reference is always timed at every point, once
                     self._take(kind, settings, tokens, depth, _RETRIES)
 
     def _points(self, settings: Settings, *, deep: bool) -> Iterable[Point]:

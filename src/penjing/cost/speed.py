@@ -115,27 +115,25 @@ def _attention_share(rates: Rates, knobs: Knobs) -> Seconds | None:
 
     Heads are shared out among threads, so that a share timed with other threads is scaled by their number.
     """
-    if not any(
-        t.depth > flat.depth for t in rates.timings for flat in rates.timings if t.knobs == flat.knobs
-    ):
-        return _NOTHING
-    alike = [t for t in rates.timings if _attends_alike(t.knobs, knobs)]
-    for deep in sorted(alike, key=lambda t: (t.knobs != knobs, t.knobs.threads != knobs.threads, -t.depth)):
-        for flat in alike:
-            if (flat.knobs, flat.tokens) == (deep.knobs, deep.tokens) and flat.depth < deep.depth:
-                positions = deep.tokens * (deep.depth - flat.depth)
-                scale = deep.knobs.threads / knobs.threads
-                share = (Seconds({deep: 1}) - Seconds({flat: 1})) * (scale / positions)
-                return share if share.value > 0 else _NOTHING
-    return None
+    pairs = [
+        (deep, flat)
+        for deep in rates.timings
+        for flat in rates.timings
+        if (deep.knobs, deep.tokens) == (flat.knobs, flat.tokens)
+        and deep.knobs.kind == knobs.kind
+        and deep.depth > flat.depth
+    ]
+    alike = [pair for pair in pairs if _attention(pair[0].knobs) == _attention(knobs)]
+    if not alike:
+        return None if pairs else _NOTHING
+    deep, flat = min(alike, key=lambda p: (p[0].knobs != knobs, p[0].knobs.threads != knobs.threads))
+    scale = deep.knobs.threads / knobs.threads / (deep.tokens * (deep.depth - flat.depth))
+    share = (Seconds({deep: 1}) - Seconds({flat: 1})) * scale
+    return share if share.value > 0 else _NOTHING
 
 
-def _attends_alike(one: Knobs, other: Knobs) -> bool:
-    return (one.kind, one.flash_attention, one.cache_type) == (
-        other.kind,
-        other.flash_attention,
-        other.cache_type,
-    )
+def _attention(knobs: Knobs) -> tuple[str, str]:
+    return knobs.flash_attention, knobs.cache_type
 
 
 @cache

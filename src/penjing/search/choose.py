@@ -183,16 +183,26 @@ def _threads(settings: Settings) -> tuple[int, int]:
 
 
 def _winner(question: Question, default: Chosen, fitting: Sequence[Chosen]) -> Chosen | None:
-    """The fastest; but the engine's default, where it fits, yields only to a gain that is outside the noise."""
+    """The fastest, or the smallest of those that are nearly as fast.
+
+    But the engine's default, where it fits, yields only to a gain that is outside the noise.
+    """
     if not fitting:
         return None
-    best = min(fitting, key=lambda c: (c.estimate.total_seconds.value or float("inf"), c.memory.total_bytes))
+    least = min(map(_total_seconds, fitting))
+    near = [c for c in fitting if _total_seconds(c) <= least * (1 + _LEAST_GAIN)]
+    best = min(near, key=lambda c: (c.memory.total_bytes, _total_seconds(c)))
     home = _home(question, fitting)
     if home is None:
         return replace(best, why=_why(best, default, default_fits=False))
     if gain(question, best, home) > 0:
         return replace(best, why=_why(best, default, default_fits=True))
     return replace(home, why=_why_home(home, default))
+
+
+def _total_seconds(candidate: Chosen) -> float:
+    value = candidate.estimate.total_seconds.value
+    return float("inf") if value is None else value
 
 
 def _home(question: Question, fitting: Sequence[Chosen]) -> Chosen | None:

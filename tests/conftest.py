@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from commands import known, measured, tiny
 
-__all__ = ["known", "measured", "tiny"]  # fixtures for every test
+from commands import known, measured, refuses, tiny
+
+__all__ = ["known", "measured", "refuses", "tiny"]  # fixtures for every test
 
 _OURS = ("PENJING_", "HF_", "HUGGING", "GGML_", "LLAMA_")
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-import random_model
 
+import random_model
 from penjing.cost.memory import predict_memory
 from penjing.engines.base import Finished, Message, Sampling, Text
 from penjing.engines.llamacpp import LlamaCpp

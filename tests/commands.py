@@ -23,7 +23,6 @@ import random_model
 from gguf_files import real_model
 from penjing.cli import main
 from penjing.fingerprint import fingerprint
-from penjing.probe.load import busy_share
 
 LIMIT_SECONDS = 120.0
 _MARK = "TEST_COMMAND_MARK"
@@ -39,11 +38,7 @@ class Done(NamedTuple):
 
 
 class Command:
-    """A running command. `prefix` words come before it, as `setpriv` or `unshare` need it.
-
-    The engine's threads sleep while they wait, as everywhere in the tests, except for one that `measures` on
-    a quiet machine: it is through in half the time if they spin, as they do for users.
-    """
+    """A running command. `prefix` words come before it, as `setpriv` or `unshare` need it."""
 
     def __init__(
         self,
@@ -53,12 +48,9 @@ class Command:
         stderr: int | IO[bytes] = subprocess.PIPE,
         env: Mapping[str, str] | None = None,
         prefix: Sequence[str] = (),
-        measures: bool = False,
     ) -> None:
         self._mark = uuid.uuid4().hex
         environment = {**os.environ, **(env or {}), _MARK: self._mark}
-        if measures and (busy_share() or 0.0) < 0.2:
-            environment.pop("OMP_WAIT_POLICY", None)
         self.process = subprocess.Popen(
             [*prefix, sys.executable, "-m", "penjing", *words],
             stdin=stdin,
@@ -205,7 +197,7 @@ def measured(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     cache = tmp_path_factory.mktemp("measured")
     short, long = ("Hi", "--max-tokens", "8"), ("Hi", "--max-tokens", "4000")
     for words in (("run", *short), ("plan",), ("run", str(tiny), *short), ("run", str(tiny), *long)):
-        done = penjing(*words, env={"PENJING_CACHE": str(cache)}, measures=True, limit_seconds=300)
+        done = penjing(*words, env={"PENJING_CACHE": str(cache)}, limit_seconds=300)
         assert done.code == 0, done
     for rates in list((cache / "rates").iterdir()):
         for load in ("quiet", "busy"):

@@ -32,7 +32,7 @@ def test_a_full_disk_under_the_cache(tmp_path: Path, tiny: Path):
     small = [*alone, "sh", "-c", SMALL_DISK, str(tmp_path)]
 
     cache = {"PENJING_CACHE": str(tmp_path)}
-    done = penjing("run", str(tiny), "Hi", "--max-tokens", "4", env=cache, prefix=small, measures=True)
+    done = penjing("run", str(tiny), "Hi", "--max-tokens", "4", env=cache, prefix=small)
 
     assert done.code == 0 and done.stdout.strip(), done
     assert "predicted" in done.stderr
@@ -47,7 +47,7 @@ def test_a_cache_folder_that_may_not_be_written(known: Path, tiny: Path):
         folder.chmod(0o555)
 
     words = ("run", str(tiny), "Hi", "--max-tokens", "4")
-    done = penjing(*words, prefix=without_privilege(), measures=True)
+    done = penjing(*words, prefix=without_privilege())
     for folder in (known, known / "rates"):
         folder.chmod(0o755)
 
@@ -61,7 +61,7 @@ def test_damaged_cache_files_are_rebuilt(known: Path, tiny: Path):
     for file in files:
         file.write_bytes(os.urandom(1000))
 
-    done = penjing("run", str(tiny), "Hi", "--max-tokens", "4", measures=True)
+    done = penjing("run", str(tiny), "Hi", "--max-tokens", "4")
 
     assert done.code == 0 and done.stdout.strip(), done
     assert "measuring" in done.stderr and "reading from DRAM" in done.stderr

@@ -158,7 +158,7 @@ def test_ctrl_c_stops_an_answer_cleanly(story):
 def test_ctrl_c_stops_what_comes_before_an_answer(tmp_path: Path, seconds: float, story):
     """While it starts, probes, measures or loads: the same code, no traceback, no half-written cache file."""
     cache = tmp_path / "empty"
-    with started(*story, env={"PENJING_CACHE": str(cache)}, measures=True) as command:
+    with started(*story, env={"PENJING_CACHE": str(cache)}) as command:
         time.sleep(seconds)
         command.process.send_signal(signal.SIGINT)
         start = time.monotonic()

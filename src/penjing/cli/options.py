@@ -33,7 +33,7 @@ def run(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--temperature",
-        type=_number("--temperature"),
+        type=_number("--temperature", "0.8"),
         default=0.8,
         metavar="T",
         help="0 always takes the likeliest token (0.8)",
@@ -159,19 +159,19 @@ def _limits(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--max-kld",
-        type=_number("--max-kld"),
+        type=_number("--max-kld", "0.01"),
         metavar="X",
         help="KL divergence that may be spent for speed, in nats per token",
     )
     group.add_argument(
         "--min-decode",
-        type=_number("--min-decode"),
+        type=_number("--min-decode", "10"),
         metavar="T",
         help="least decode speed in tokens per second",
     )
     group.add_argument(
         "--first-token",
-        type=_number("--first-token"),
+        type=_number("--first-token", "2"),
         metavar="S",
         help="longest wait for the first token in seconds",
     )
@@ -190,22 +190,24 @@ def _whole(option: str) -> Callable[[str], int]:
     return read
 
 
-def _number(option: str) -> Callable[[str], float]:
+def _number(option: str, example: str) -> Callable[[str], float]:
     def read(text: str) -> float:
         if option == "--temperature" and text.strip() in ("0", "0.0"):
             return 0.0
-        return _positive(option, text, float, "a number above 0")
+        return _positive(option, text, float, "a number above 0", example)
 
     return read
 
 
-def _positive(option: str, text: str, kind: Callable[[str], N], wanted: str) -> N:
+def _positive(option: str, text: str, kind: Callable[[str], N], wanted: str, example: str = "8") -> N:
     try:
         value = kind(text)
     except ValueError:
         value = kind("0")
     if not 0 < value < 2**53:
-        raise UsageError(f"{option} is `{text}`, but it must be {wanted}", hint=f"for example: {option} 8")
+        raise UsageError(
+            f"{option} is `{text}`, but it must be {wanted}", hint=f"for example: {option} {example}"
+        )
     return value
 
 

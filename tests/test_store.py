@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+
 import pytest
 
 from penjing import store
@@ -70,15 +73,17 @@ def test_a_file_of_the_user_is_not_shrugged_at(tmp_path):
 
 
 def test_fingerprint_tells_contents_apart(tmp_path):
-    """The same bytes have one name wherever they lie; a changed length or edge has another."""
+    """A copy that keeps its time has the same name; a changed length, edge or time of change has another."""
     one, copy, longer, other = (tmp_path / name for name in "abcd")
     one.write_bytes(bytes(range(256)) * 50_000)
-    copy.write_bytes(one.read_bytes())
+    shutil.copy2(one, copy)
     longer.write_bytes(one.read_bytes() + b"x")
     other.write_bytes(b"y" + one.read_bytes()[1:])
 
     assert fingerprint([one]) == fingerprint([copy])
     assert 3 == len({fingerprint([path]) for path in (one, longer, other)})
+    os.utime(copy, (1, 1))
+    assert fingerprint([one]) != fingerprint([copy])
     with pytest.raises(BadFile):
         fingerprint([tmp_path / "none"])
 

@@ -32,6 +32,8 @@ _LONGEST_SAMPLE_SECONDS = 1.8
 _HOPELESS = 1.25  # slower than the reference by this factor in both phases: not looked at again
 _ROUNDS, _DEEP_ROUNDS = 3, 2
 _RESERVED = 0.2  # of the time, for the combination of what was best alone
+_OVERTIME_SECONDS = 10.0  # for the reference, which should be timed at every point once
+_PROMISE = 0.05  # less than this share of the time is not worth another series
 _RETRIES = 3  # of a disturbed sample; then the best of them counts
 _LEAST_CPU_SHARE = 0.7  # of wall × threads; spinning threads that run reach nearly 1
 
@@ -161,8 +163,9 @@ class Tuner:
         for number in range(count):
             for settings in tried:
                 for kind, tokens, depth in self._points(settings, deep=number < _DEEP_ROUNDS):
-                    if self._over() and not (number == 0 and settings == self.reference):
-                        break  # the reference is always timed at every point, once
+                    first = number == 0 and settings == self.reference
+                    if self._over(_OVERTIME_SECONDS if first else 0):
+                        break
                     self._take(kind, settings, tokens, depth, _RETRIES)
 
     def _points(self, settings: Settings, *, deep: bool) -> Iterable[Point]:
@@ -201,7 +204,7 @@ class Tuner:
             self.rates = replace(self.rates, disturbed=self.rates.disturbed + 1)
             again = session.time(kind, tokens, depth, 1)[0]
             best = min(best, again, key=lambda sample: sample.seconds)
-        self.rates = self.rates.add(knobs, tokens, depth, (best.seconds,))
+        self.rates = self.rates.add(knobs, tokens, depth, (best.seconds * tokens / best.tokens,))
         now = time.monotonic()
         self._passed(now - self._told)
         self._told = now
@@ -227,8 +230,8 @@ class Tuner:
         points = [t for t in self.rates.points(knobs) if (t.tokens, t.depth) == (tokens, depth)]
         return min(points[0].seconds) if points else None
 
-    def _over(self) -> bool:
-        return time.monotonic() > self._deadline
+    def _over(self, overtime_seconds: float = 0) -> bool:
+        return time.monotonic() > self._deadline + overtime_seconds
 
 
 def disturbed(sample: Sample, threads: int) -> bool:
@@ -256,8 +259,8 @@ def tune(
         tuner.rounds(tuner.look([s for s in new if s != default]), count)
         tuner.rates = tuner.rates.with_tried(new)
     tuner.more(seconds * _RESERVED)
-    best = shortlist(tuner.rates, default, tried, workload, sessions.repacks)
-    if not timed(tuner.rates, best):
+    best = promising(tuner.rates, default, tried, workload, sessions.repacks)
+    if best is not None:
         tuner.rounds(list(dict.fromkeys([*tuner.look([best]), best])), count)
     return tuner.rates
 
@@ -275,18 +278,23 @@ def timed(rates: Rates, settings: Settings) -> bool:
     return bool(rates.points(Knobs.of("prefill", settings)) and rates.points(Knobs.of("decode", settings)))
 
 
-def shortlist(
+def promising(
     rates: Rates, default: Settings, tried: Sequence[Settings], workload: Workload, repacks: bool
-) -> Settings:
-    """The combination that should be fastest for the workload, judged by what each knob did alone."""
-    best, least = default, float("inf")
+) -> Settings | None:
+    """A combination that was not timed and should beat all that were by a margin; None if there is none.
+
+    It is judged by what each of its knobs did alone.
+    """
+    best, least = None, float("inf")
     for settings in candidates.combinations(default, tried, repacks):
-        guess = candidates.composed(rates, default, settings)
+        known = timed(rates, settings)
+        guess = rates if known else candidates.composed(rates, default, settings)
         if guess is None:
             continue
         seconds = speed.total_seconds(guess, settings, workload.prompt_tokens, workload.answer_tokens)
-        if seconds is not None and seconds.value < least:
-            best, least = settings, seconds.value
+        needed = 1.0 if known else 1 - _PROMISE
+        if seconds is not None and seconds.value / needed < least:
+            best, least = (None if known else settings), seconds.value / needed
     return best
 
 

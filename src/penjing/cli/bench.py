@@ -9,6 +9,7 @@ from typing import Any
 from penjing import bench, store
 from penjing.cli import setting, show
 from penjing.engines.llamacpp import LlamaCpp
+from penjing.errors import UsageError
 from penjing.figures import Estimate
 from penjing.plan import Chosen, Plan
 from penjing.progress import say
@@ -19,6 +20,11 @@ def command(args: argparse.Namespace) -> int:
     if args.plan:
         plan = store.read_json(Path(args.plan), Plan)
         workload = plan.workload
+        if plan.model != model.name:
+            raise UsageError(
+                f"`{args.plan}` is a plan for `{plan.model}`, not for `{model.name}`",
+                hint=f"penjing plan {path} --json > plan.json",
+            )
     else:
         plan = setting.planned(args, args.model).plan
         workload = setting.workload(args)

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from penjing.cli import setting, show
 from penjing.engines.llamacpp import LlamaCpp
+from penjing.engines.llamacpp.serving import check_port
 from penjing.progress import say
 from penjing.search import candidates, fit
 from penjing.search.choose import Question
@@ -20,6 +21,7 @@ _USUAL_CONTEXT = 4096
 
 
 def command(args: argparse.Namespace) -> int:
+    check_port(_HOST, args.port)  # before a plan is measured for nothing
     here = setting.planned(args, args.model, _roomy, may_split=False)
     signal.signal(signal.SIGTERM, _interrupt)
     serving = LlamaCpp().serve(

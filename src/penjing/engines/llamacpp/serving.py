@@ -41,7 +41,7 @@ class LlamaServing:
     def __init__(
         self, model: Path, settings: Settings, *, host: str, port: int, alias: str, start_seconds: float
     ) -> None:
-        _check_port(host, port)
+        check_port(host, port)
         self._child = Child(__name__)
         self._child.name = "the server"
         try:
@@ -82,7 +82,7 @@ class LlamaServing:
         self._child.close(grace_seconds=5.0)
 
 
-def _check_port(host: str, port: int) -> None:
+def check_port(host: str, port: int) -> None:
     """Raises Unavailable if `port` is taken; the engine itself would only say that it failed."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 Kind = Literal["prefill", "decode"]
 Point = tuple[Kind, int, int]  # tokens, after so many others
 _SHORT, _STEPS, _NEAR, _DEEP = 32, 8, 64, 1024  # tokens of a short prefill, least of a decode sample; depths
-_LONGEST_SAMPLE_SECONDS = 1.8
+_LONGEST_SAMPLE_SECONDS = 1.8  # that sizes are chosen for
+_MOST_SAMPLE_SECONDS = 5.0  # where a sample turns out slower than that, decode ends it here
 _HOPELESS = 1.25  # slower than the reference by this factor in both phases: not looked at again
 _ROUNDS, _DEEP_ROUNDS = 3, 2
 _RESERVED = 0.2  # of the time, for the combination of what was best alone
@@ -197,12 +198,12 @@ class Tuner:
         knobs = Knobs.of(kind, settings)
         session = self._session(candidates.relaid(settings, knobs.repack))
         self.rates = self.rates.with_footprint(session.settings, session.memory)
-        best = session.time(kind, tokens, depth, 1)[0]
+        best = session.time(kind, tokens, depth, 1, _MOST_SAMPLE_SECONDS)[0]
         for _ in range(retries):
             if self._patient or self._over() or not disturbed(best, knobs.threads):
                 break
             self.rates = replace(self.rates, disturbed=self.rates.disturbed + 1)
-            again = session.time(kind, tokens, depth, 1)[0]
+            again = session.time(kind, tokens, depth, 1, _MOST_SAMPLE_SECONDS)[0]
             best = min(best, again, key=lambda sample: sample.seconds)
         self.rates = self.rates.add(knobs, tokens, depth, (best.seconds * tokens / best.tokens,))
         now = time.monotonic()

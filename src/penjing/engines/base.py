@@ -106,8 +106,18 @@ class Session(Protocol):
         """End a running `generate` at the next token."""
         ...
 
-    def time(self, kind: Literal["prefill", "decode"], tokens: int, depth: int, repeats: int) -> list[Sample]:
-        """Time `tokens` tokens after `depth` others, `repeats` times, on random text."""
+    def time(
+        self,
+        kind: Literal["prefill", "decode"],
+        tokens: int,
+        depth: int,
+        repeats: int,
+        most_seconds: float = ...,
+    ) -> list[Sample]:
+        """Time `tokens` tokens after `depth` others, `repeats` times, on random text.
+
+        Decode ends a sample early after `most_seconds`; the sample says how many tokens it has.
+        """
         ...
 
     def logits(self, tokens: Sequence[int]) -> Iterator[np.ndarray]:

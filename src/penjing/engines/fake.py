@@ -134,7 +134,9 @@ class FakeSession:
     def stop(self) -> None:
         self._stopped = True
 
-    def time(self, kind: Kind, tokens: int, depth: int, repeats: int) -> list[Sample]:
+    def time(
+        self, kind: Kind, tokens: int, depth: int, repeats: int, most_seconds: float = float("inf")
+    ) -> list[Sample]:
         return [self._sample(kind, tokens, depth) for _ in range(repeats)]
 
     def logits(self, tokens: Sequence[int]) -> Iterator[np.ndarray]:

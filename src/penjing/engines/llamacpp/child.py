@@ -83,8 +83,8 @@ def _answer(runner: Runner, request: p.Request, inbox: Inbox) -> Iterator[tuple[
             inbox.stop.clear()
             for item in runner.generate(tokens, max_tokens, sampling, inbox.stop.is_set):
                 yield p.Answered(item) if isinstance(item, Finished) else p.Piece(item), b""
-        case p.Time(kind, tokens_, depth, repeats):
-            yield p.Timed(runner.time(kind, tokens_, depth, repeats)), b""
+        case p.Time(kind, count, depth, repeats, most_seconds):
+            yield p.Timed(runner.time(kind, count, depth, repeats, most_seconds)), b""
         case p.Logits(tokens):
             for rows in runner.logits(tokens):
                 yield p.Rows(len(rows)), rows.tobytes()

@@ -22,6 +22,7 @@ from penjing.units import MIB
 if TYPE_CHECKING:
     import numpy as np
 
+Kind = Literal["prefill", "decode"]
 R = TypeVar("R", bound=p.Reply)
 _DECODER = msgspec.json.Decoder(p.Reply)
 _STEP_SECONDS = 600.0  # one micro-batch or one token of a model that is read from a slow disk
@@ -143,9 +144,12 @@ class LlamaSession:
     def stop(self) -> None:
         self._send(p.Stop())
 
-    def time(self, kind: Literal["prefill", "decode"], tokens: int, depth: int, repeats: int) -> list[Sample]:
-        self._send(p.Time(kind, tokens, depth, repeats))
-        return self._expect(p.Timed, _STEP_SECONDS, f"timing {tokens} tokens of {kind}").samples
+    def time(
+        self, kind: Kind, tokens: int, depth: int, repeats: int, most_seconds: float = float("inf")
+    ) -> list[Sample]:
+        self._send(p.Time(kind, tokens, depth, repeats, min(most_seconds, 0.8 * _STEP_SECONDS)))
+        limit = _STEP_SECONDS * (1 + tokens // 512) * repeats
+        return self._expect(p.Timed, limit, f"timing {tokens} tokens of {kind}").samples
 
     def logits(self, tokens: Sequence[int]) -> Iterator[np.ndarray]:
         import numpy as np

@@ -51,6 +51,7 @@ class Time(Struct, frozen=True, tag=True):
     tokens: int
     depth: int
     repeats: int
+    most_seconds: float
 
 
 class Logits(Struct, frozen=True, tag=True):

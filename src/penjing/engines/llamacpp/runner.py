@@ -141,8 +141,8 @@ class Runner:
         finally:
             self.lib.llama_sampler_free(sampler)
 
-    def time(self, kind: Kind, tokens: int, depth: int, repeats: int) -> list[Sample]:
-        """Time `tokens` tokens after `depth` others, `repeats` times."""
+    def time(self, kind: Kind, tokens: int, depth: int, repeats: int, most_seconds: float) -> list[Sample]:
+        """Time `tokens` tokens after `depth` others, `repeats` times; decode ends early after `most_seconds`."""
         if depth + tokens >= self.context_tokens:
             raise EngineError(f"cannot time {depth} + {tokens} tokens in a context of {self.context_tokens}")
         ids = self._random_tokens(max(tokens, 1), seed=tokens)
@@ -157,22 +157,24 @@ class Runner:
                 if self.settings.split or not self._rewind(depth):
                     self._enter(kind)
                     self._fill(depth)
-                samples.append(self._time_once(kind, ids, depth, sampler))
+                samples.append(self._time_once(kind, ids, depth, sampler, most_seconds))
         finally:
             self.lib.llama_sampler_free(sampler)
         return samples
 
-    def _time_once(self, kind: Kind, ids: list[int], depth: int, sampler: Any) -> Sample:
+    def _time_once(self, kind: Kind, ids: list[int], depth: int, sampler: Any, most_seconds: float) -> Sample:
         clock = _Clock()
         if kind == "prefill":
             self._prefill(ids, lambda: False)
             self._sample(sampler)
             self._hand_over()
-        else:
-            for token in ids:
-                self._decode([token])
-                self._sample(sampler)
-        return clock.lap(kind, len(ids), depth)
+            return clock.lap(kind, len(ids), depth)
+        done = 0
+        while done < len(ids) and (done == 0 or clock.seconds < most_seconds):
+            self._decode([ids[done]])
+            self._sample(sampler)
+            done += 1
+        return clock.lap(kind, done, depth)
 
     def logits(self, tokens: Sequence[int]) -> Iterator[np.ndarray]:
         """Logits after every token, in blocks of rows (≤ 32, vocabulary), float32."""
@@ -295,6 +297,10 @@ class _Clock:
 
     def __init__(self) -> None:
         self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._wall
 
     def lap(self, kind: Kind, tokens: int, depth: int) -> Sample:
         wall, cpu = time.perf_counter(), time.process_time()

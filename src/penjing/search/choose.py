@@ -157,7 +157,7 @@ def describe(settings: Settings, default: Settings) -> str:
         (settings.context_tokens != default.context_tokens, f"context {settings.context_tokens}"),
     ]
     told = [text for differs, text in words if differs]
-    return ", ".join(told) or "the engine's default, read into memory instead of mapped"
+    return ", ".join(told) or "the engine's default, read instead of mapped"
 
 
 def show_threads(settings: Settings) -> str:

@@ -1,6 +1,7 @@
 """Every test has its own caches, and none sees the settings of whoever runs it."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import pytest
 from commands import known, measured, refuses, tiny
 
 __all__ = ["known", "measured", "refuses", "tiny"]  # fixtures for every test
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and all that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _OURS = ("PENJING_", "HF_", "HUGGING", "GGML_", "LLAMA_")
 

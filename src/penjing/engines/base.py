@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Literal, Protocol, Self
 from msgspec import Struct
 
 from penjing.cost.memory import Traits
-from penjing.figures import Measurement
 from penjing.plan import Memory, Settings
 
 if TYPE_CHECKING:
@@ -179,8 +178,3 @@ class Engine(Protocol):
     ) -> Serving:
         """Start the engine's server; port 0 takes a free one."""
         ...
-
-
-def rate(samples: Sequence[Sample]) -> Measurement:
-    """Tokens per second of `samples`: the median and its spread."""
-    return Measurement.of([s.tokens / s.seconds for s in samples])

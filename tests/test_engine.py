@@ -16,7 +16,7 @@ from msgspec.structs import replace
 import random_model
 from gguf_files import real_model
 from penjing.cost.memory import cache_bytes, predict_memory
-from penjing.engines.base import Finished, Message, Sampling, Text, rate
+from penjing.engines.base import Finished, Message, Sampling, Text
 from penjing.engines.llamacpp import LlamaCpp, library
 from penjing.engines.llamacpp.engine import LlamaSession
 from penjing.errors import EngineError, EngineUnusable
@@ -193,8 +193,7 @@ def test_samples_are_as_many_as_asked(session):
         samples = session.time(kind, 8, 40, 3)
 
         assert [(kind, 8, 40)] * 3 == [(s.kind, s.tokens, s.depth) for s in samples]
-        assert rate(samples).count == 3 and rate(samples).value > 0
-        assert all(sample.cpu_seconds > 0 for sample in samples)
+        assert all(sample.seconds > 0 and sample.cpu_seconds > 0 for sample in samples)
 
 
 def test_a_quickly_filled_cache_is_a_full_one():

@@ -1,11 +1,11 @@
 """Total time under penjing's plan over total time under the engine's default, measured in one run.
 
-    python bench/default_ratio.py                       everything: about 25 minutes on two cores
+    python bench/default_ratio.py                       everything: about 30 minutes on two cores
     python bench/default_ratio.py --only Q4_K --workload 2000+50
 
 Models: SmolLM2-135M as it ships, and random weights in a 1.5B shape at Q4_0, Q4_K and Q8_0 (speed only).
 For each workload a plan is made, then plan and default answer in turn (A B B A …), each in a child process of its
-own. Where the plan is the default, both still run: what they differ by is the noise of the comparison.
+own, a new one in every round. Where the plan is the default, both still run: what they differ by is the noise of the comparison.
 The table shows the least, the median and the greatest ratio of all rounds; the last line is one JSON document.
 """
 
@@ -46,7 +46,7 @@ def main() -> int:
     parser.add_argument(
         "--workload", choices=WORKLOADS, action="append", help="one workload; may be given again"
     )
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=4, help="even, so that each is first as often (4)")
     parser.add_argument("--fresh", action="store_true", help="measure anew for the plans")
     args = parser.parse_args()
     rows = []

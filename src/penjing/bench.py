@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 
@@ -52,28 +53,42 @@ def compare(
     start_seconds: float = 300,
     say: Callable[[str], None] = lambda _: None,
 ) -> list[Run]:
-    """Every contestant in every round, in turn: A B A B. Each has a child process of its own."""
+    """Every contestant in every round, in turn: A B B A.
+
+    Each has a child process of its own, and a new one in every round: a process keeps its luck with the placement of
+    its pages, and of two equal ones the first is 1 to 2 % slower. So they take turns in being the first.
+    """
     from penjing.probe import load_average
 
-    context = -(-(workload.needed_tokens + _SLACK) // 256) * 256
-    sessions: dict[str, Session] = {}
     runs: list[Run] = []
-    try:
-        for name, settings in contestants.items():
-            grown = replace(settings, context_tokens=max(context, settings.context_tokens), sequences=1)
-            sessions[name] = engine.open(model, grown, start_seconds=start_seconds)
-            sessions[name].time("prefill", min(32, workload.prompt_tokens), 0, 1)  # touch the weights once
-        for number in range(rounds):
-            order = list(sessions.items())
-            for name, session in order if number % 2 == 0 else reversed(order):
+    for number in range(rounds):
+        order = list(contestants.items())
+        with ExitStack() as stack:
+            sessions = [
+                (name, stack.enter_context(_open(engine, model, settings, workload, start_seconds)))
+                for name, settings in (order if number % 2 == 0 else reversed(order))
+            ]
+            for name, session in sessions:
                 (prefill,) = session.time("prefill", workload.prompt_tokens, 0, 1)
                 (decode,) = session.time("decode", workload.answer_tokens, workload.prompt_tokens, 1)
                 runs.append(Run(name, number, prefill, decode, load_average()))
                 say(f"round {number + 1} of {rounds}, {name}: {runs[-1].total_seconds:.2f} s")
-    finally:
-        for session in sessions.values():
-            session.__exit__(None, None, None)
     return runs
+
+
+def _open(
+    engine: Engine, model: Path, settings: Settings, workload: Workload, start_seconds: float
+) -> Session:
+    """A session with room for the workload that has touched its weights once."""
+    context = -(-(workload.needed_tokens + _SLACK) // 256) * 256
+    grown = replace(settings, context_tokens=max(context, settings.context_tokens), sequences=1)
+    session = engine.open(model, grown, start_seconds=start_seconds)
+    try:
+        session.time("prefill", min(32, workload.prompt_tokens), 0, 1)
+    except BaseException:
+        session.__exit__(None, None, None)
+        raise
+    return session
 
 
 def summarize(name: str, settings: Settings, runs: Sequence[Run]) -> Result:

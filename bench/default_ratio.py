@@ -5,7 +5,8 @@
 
 Models: SmolLM2-135M as it ships, and random weights in a 1.5B shape at Q4_0, Q4_K and Q8_0 (speed only).
 For each workload a plan is made, then plan and default answer in turn (A B B A …), each in a child process of its
-own, a new one in every round. Where the plan is the default, both still run: what they differ by is the noise of the comparison.
+own, a new one in every round. Where the plan is the default, both still run: what they differ by is the noise of
+the comparison.
 The table shows the least, the median and the greatest ratio of all rounds; the last line is one JSON document.
 """
 

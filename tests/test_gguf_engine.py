@@ -21,8 +21,8 @@ from gguf_families import FAMILIES, WIDTH, changed
 from gguf_files import Tiny
 from penjing.engines.llamacpp.library import bind, library_path
 from penjing.errors import BadFile
+from penjing.formats import REMOVED, TYPES
 from penjing.gguf import read_model
-from penjing.gguf.types import REMOVED, TYPES
 from penjing.model import Layer
 
 CELLS, SEQUENCES = 16_384, 64

@@ -16,9 +16,9 @@ import gguf_files
 from gguf_families import FAMILIES
 from gguf_files import raw_header, raw_string
 from penjing.errors import BadFile, UsageError
+from penjing.formats import BY_NAME, TYPES, type_bytes
 from penjing.gguf import ArrayOf, TensorInfo, read_header, read_model
 from penjing.gguf.header import Header, parse_header
-from penjing.gguf.types import BY_NAME, TYPES, type_bytes
 
 REAL = gguf_files.real_model()
 

@@ -24,11 +24,13 @@ EFFECTS = {
 
 # Lower rooms never import higher ones; modules of one room may import each other.
 ROOMS = (
-    {"units", "errors", "figures", "model", "machine", "workload", "plan", "artifact", "rates"},
+    {"units", "errors", "figures", "formats", "model", "machine", "workload", "plan", "artifact", "rates"},
     {"cost", "quality"},
     {"search"},
     {"store", "progress", "fingerprint", "gguf", "hf", "probe", "engines", "catalogue", "fetch"},
-    {"tune", "planner", "bench"},
+    {"quantize", "sensitivities", "texts"},
+    {"calibrate", "evaluate", "build", "costs", "prior"},
+    {"tune", "planner", "bench", "shrink"},
     {"cli"},
 )
 PURE = sorted(

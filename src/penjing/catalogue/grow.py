@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from penjing.catalogue.shape import Experts, Grouped, Latent, Recurrent, Shape
 from penjing.errors import UnknownName
-from penjing.gguf.types import BY_NAME
+from penjing.formats import BY_NAME
 from penjing.model import AttentionKind, Layer, Model, Role, Tensor
 
 Weight = tuple[str, Role, tuple[int, ...]]  # name within its layer, role, shape (row length first)

@@ -21,6 +21,9 @@ _COMMANDS = {
     "probe": ("measure this machine", options.probe),
     "bench": ("time a plan beside the engine's default, predicted beside measured", options.bench),
     "serve": ("serve a model over the OpenAI API on 127.0.0.1", options.serve),
+    "calibrate": ("measure how much every weight of a model matters", options.calibrate),
+    "build": ("write the best file of a model within a limit, and measure it", options.build),
+    "eval": ("measure what a file lost against its source", options.eval),
     "machines": ("list the machines that ship as descriptions", options.machines),
     "models": ("list the models that ship as shapes", options.models),
 }
@@ -30,6 +33,7 @@ _EXAMPLES = """examples:
   penjing run model.gguf "Hello" --memory 4GiB
   penjing plan Qwen3-8B --on "RTX 4090"      what it would do on a machine you do not own
   penjing serve model.gguf --port 8080
+  penjing build model-f16.gguf --out small.gguf --size 4GiB
 
 Every command has --json, and --help with examples. Files it keeps: $PENJING_CACHE or ~/.cache/penjing
 """

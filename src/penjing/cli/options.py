@@ -107,6 +107,70 @@ def serve(parser: argparse.ArgumentParser) -> None:
     _fresh(parser)
 
 
+def calibrate(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = """examples:
+  penjing calibrate model-f16.gguf --out model.sensitivity
+  penjing calibrate model-f16.gguf --out model.sensitivity --tokens 16384
+  penjing calibrate model-f16.gguf --out letters.sensitivity --text letters.txt
+"""
+    parser.add_argument("model", nargs="?", metavar="MODEL", help=_MODEL)
+    parser.add_argument("--out", required=True, metavar="FILE", help="where the sensitivity goes")
+    _text(parser, "what the model reads", 8192, "tokens that it reads")
+    parser.add_argument(
+        "--seed", type=_seed, default=0, metavar="N", help="draws the pieces of the text and the labels (0)"
+    )
+
+
+def build(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = """examples:
+  penjing build model-f16.gguf --out small.gguf --size 4GiB
+  penjing build model-f16.gguf --out small.gguf --bpw 4.5 --sensitivity model.sensitivity
+  penjing build model-f16.gguf --out small.gguf --max-kld 0.05
+  penjing build model-f16.gguf --out small.gguf --min-decode 20 --json
+"""
+    parser.add_argument("model", nargs="?", metavar="MODEL", help=_MODEL)
+    parser.add_argument("--out", required=True, metavar="FILE", help="the file to write")
+    group = parser.add_argument_group("limit (exactly one)")
+    group.add_argument("--size", type=parse_size, metavar="SIZE", help="of the whole file, like 4GiB")
+    group.add_argument(
+        "--bpw", type=_number("--bpw", "4.5"), metavar="X", help="bits per weight, the mean over all matrices"
+    )
+    group.add_argument(
+        "--max-kld", type=_number("--max-kld", "0.05"), metavar="X",
+        help="predicted KL divergence against the source, in nats per token; the smallest file within it",
+    )  # fmt: skip
+    group.add_argument(
+        "--min-decode", type=_number("--min-decode", "10"), metavar="T",
+        help="decode speed in tokens per second, by the read rate of this machine's memory",
+    )  # fmt: skip
+    parser.add_argument(
+        "--sensitivity", metavar="FILE", help="from `penjing calibrate`; left out: a prior is assumed"
+    )
+    parser.add_argument(
+        "--finalists", type=_whole("--finalists"), default=3, metavar="N",
+        help="files that are built and measured before one is chosen (3)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--plain", action="store_true", help="round as the engine does, without refining: faster, and worse"
+    )
+
+
+def eval(parser: argparse.ArgumentParser) -> None:  # noqa: A001 (the name of the command)
+    parser.epilog = """examples:
+  penjing eval small.gguf --against model-f16.gguf
+  penjing eval small.gguf --against model-f16.gguf --versus other.gguf
+  penjing eval small.gguf --against model-f16.gguf --text letters.txt --json
+  penjing eval small.gguf --ppl                    its perplexity alone
+"""
+    parser.add_argument("model", metavar="MODEL", help="a GGUF file, or a repository")
+    parser.add_argument("--against", metavar="SOURCE", help="the file that it was made from")
+    parser.add_argument(
+        "--versus", metavar="OTHER", help="another file of the same source, compared on the same text"
+    )
+    _text(parser, "what the models read", 8192, "tokens of the text, from its beginning")
+    parser.add_argument("--ppl", action="store_true", help="perplexity of the file, without a source")
+
+
 def machines(parser: argparse.ArgumentParser) -> None:
     """Nothing to choose; the examples say what the list is for."""
     parser.epilog = """examples:
@@ -123,6 +187,13 @@ def models(parser: argparse.ArgumentParser) -> None:
   penjing models --json
   penjing plan Qwen3-30B-A3B --on "Desktop DDR5-5600 32GB"
 """
+
+
+def _text(parser: argparse.ArgumentParser, what: str, n_tokens: int, tokens_help: str) -> None:
+    parser.add_argument("--text", metavar="FILE", help=f"{what}, UTF-8; left out: the text that ships for it")
+    parser.add_argument(
+        "--tokens", type=_whole("--tokens"), default=n_tokens, metavar="N", help=f"{tokens_help} ({n_tokens})"
+    )
 
 
 def _workload(parser: argparse.ArgumentParser) -> None:
@@ -209,6 +280,12 @@ def _positive(option: str, text: str, kind: Callable[[str], N], wanted: str, exa
             f"{option} is `{text}`, but it must be {wanted}", hint=f"for example: {option} {example}"
         )
     return value
+
+
+def _seed(text: str) -> int:
+    if not (text.isdecimal() and int(text) < 2**63):
+        raise UsageError(f"--seed is `{text}`, but it must be a whole number of at least 0", hint="--seed 7")
+    return int(text)
 
 
 def _port(text: str) -> int:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from penjing.engines.llamacpp import LlamaCpp
-from penjing.errors import BadFile, UserError
+from penjing.errors import BadFile, Unavailable, UsageError, UserError
 from penjing.machine import EngineFound, Machine
 from penjing.model import Model
 from penjing.planner import Here, plan_here, question_for
@@ -49,6 +50,28 @@ def local_model(name: str | None) -> tuple[Path, Model]:
             hint=f"`penjing plan {path}` reads a folder's shapes; to run it, convert it to GGUF first",
         )
     return path, read_model(path)
+
+
+def output(name: str, sources: Iterable[str | Path]) -> Path:
+    """Where a new file goes, checked before any work is done for it.
+
+    Raises:
+        UsageError: it is a folder, or one of the `sources` that it is made from.
+        Unavailable: its folder does not exist, or nothing may be written there.
+    """
+    path = Path(name)
+    if not name or path.is_dir():
+        raise UsageError(f"`{name}` is a folder, but `--out` names a file", hint=f"--out {path / 'new-file'}")
+    if not path.parent.is_dir():
+        raise Unavailable(f"the folder `{path.parent}` does not exist", hint=f"mkdir -p {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise Unavailable(f"cannot write into `{path.parent}`", hint=f"who may? ls -ld {path.parent}")
+    if path.exists() and any(path.samefile(source) for source in sources):
+        raise UsageError(
+            f"`{name}` is the source itself and would be lost",
+            hint=f"--out {path.with_name(f'{path.stem}-new{path.suffix}')}",
+        )
+    return path
 
 
 def this_machine(path: Path | None, *, fresh: bool = False) -> Machine:

@@ -18,8 +18,10 @@ from penjing.units import show_bytes, show_number, show_seconds
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from penjing.calibrate.task import Calibrated
     from penjing.cli.run import Measured, Predicted
     from penjing.planner import Here
+    from penjing.shrink import Built, Finalist
 
 _UNKNOWN = "unknown"
 
@@ -139,6 +141,68 @@ def bench(report: dict[str, Any]) -> None:
     _print(_table(("", "predicted", "interval", "measured", "off by", "engine's default"), rows))
     if report["ratio_to_default"] is not None:
         print(f"total time over the default's: {report['ratio_to_default']:.3f}")
+
+
+def calibrated(done: Calibrated) -> None:
+    print(f"{done.sensitivity}: {done.tokens} tokens in {show_seconds(done.seconds)}, "
+          f"peak memory {show_bytes(done.peak_memory_bytes)}")  # fmt: skip
+
+
+def built(b: Built) -> None:
+    """The finalists, the file that was kept, and what it lost: predicted beside measured."""
+    _print(_table(
+        ("built", "bits per weight", "size", "predicted KLD", "measured KLD"), map(_finalist, b.finalists)
+    ))  # fmt: skip
+    types = ", ".join(f"{count} {kind}" for kind, count in b.tensor_types.items())
+    print(f"{b.artifact}: {show_bytes(b.bytes)}, {show_number(b.bpw)} bits per weight ({types})")
+    print(
+        f"predicted KLD {show_number(b.predicted_kld)}, sensitivity {b.sensitivity}; measured on another text:"
+    )
+    _divergence([("", msgspec.to_builtins(b.measured))])
+
+
+def evaluation(report: dict[str, Any]) -> None:
+    """A perplexity, or divergences; of two files also their paired difference."""
+    if "ppl" in report:
+        print(f"perplexity {_with_error(report, 'ppl')} over {report['tokens']} tokens")
+        return
+    columns = [("", report)]
+    if "versus" in report:
+        columns = [("this file", report), ("the other", report["versus"])]
+    _divergence(columns)
+    if "difference" in report:
+        mean = report["difference"]["kld"]
+        nearer = "this file is nearer" if mean < 0 else "the other is nearer"
+        equal = abs(mean) <= 2 * report["difference"]["kld_stderr"]
+        print(f"difference of KL divergence {_with_error(report['difference'], 'kld')}, "
+              f"{'within the noise' if equal else nearer}")  # fmt: skip
+
+
+def _finalist(f: Finalist) -> tuple[str, ...]:
+    measured = _with_error(msgspec.to_builtins(f.measured), "kld") if f.measured else ""
+    return (
+        f.name,
+        show_number(f.bits_per_weight),
+        show_bytes(f.n_bytes),
+        show_number(f.predicted_kld),
+        measured,
+    )
+
+
+def _divergence(columns: Sequence[tuple[str, dict[str, Any]]]) -> None:
+    found = [report for _, report in columns]
+    rows = [
+        ("KL divergence", *(f"{_with_error(r, 'kld')} nats per token" for r in found)),
+        ("99 % of tokens below", *(show_number(r["kld_p99"]) for r in found)),
+        ("same likeliest token", *(f"{100 * r['same_top']:.2f} %" for r in found)),
+        ("perplexity ratio", *(f"{r['ppl_ratio']:.4f}" for r in found)),
+        ("tokens", *(str(r["tokens"]) for r in found)),
+    ]
+    _print(_table(("against the source", *(name for name, _ in columns)), rows))
+
+
+def _with_error(report: dict[str, Any], name: str) -> str:
+    return f"{show_number(report[name])} ± {show_number(report[f'{name}_stderr'])}"
 
 
 def serving(url: str, here: Here) -> None:

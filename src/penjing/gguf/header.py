@@ -13,9 +13,9 @@ from typing import BinaryIO
 from msgspec import Struct
 
 from penjing.errors import UsageError
+from penjing.formats import REMOVED, TYPES, type_bytes
 from penjing.gguf.cursor import Cursor, printable
 from penjing.gguf.sniff import refusal
-from penjing.gguf.types import REMOVED, TYPES, type_bytes
 from penjing.gguf.values import read_string, read_value
 
 MAX_KEYS = 10_000  # real files have below a hundred
@@ -51,13 +51,15 @@ class Header(Struct, frozen=True):
     """What a GGUF file says before its weights.
 
     `metadata` holds scalars, strings and short arrays (tuples); of a long one only its `ArrayOf`.
-    `files` are all parts in order; metadata is that of the first.
+    `files` are all parts in order; metadata is that of the first. `spans` tells where the bytes of each key,
+    name and value included, lie in the first file: a copy of the file keeps what nobody has to understand.
     """
 
     version: int
     metadata: dict[str, object]
     tensors: tuple[TensorInfo, ...]
     files: tuple[str, ...]
+    spans: dict[str, tuple[int, int]] = {}
 
 
 def parse_header(stream: BinaryIO, size: int, name: str) -> Header:
@@ -73,9 +75,9 @@ def parse_header(stream: BinaryIO, size: int, name: str) -> Header:
     n_tensors, n_keys = cursor.u64(), cursor.u64()
     _check_count(cursor, n_keys, "keys", MAX_KEYS, _LEAST_KEY_BYTES)
     _check_count(cursor, n_tensors, "tensors", MAX_TENSORS, _LEAST_TENSOR_BYTES)
-    metadata = _read_metadata(cursor, n_keys)
+    metadata, spans = _read_metadata(cursor, n_keys)
     tensors = _read_tensors(cursor, n_tensors, _alignment(cursor, metadata))
-    return Header(version, metadata, tensors, (name,))
+    return Header(version, metadata, tensors, (name,), spans)
 
 
 def _check_magic(cursor: Cursor) -> None:
@@ -114,10 +116,11 @@ def _check_count(cursor: Cursor, count: int, what: str, most: int, least_bytes: 
         raise cursor.bad(f"ends too early: {count} {what} do not fit into its {cursor.size} bytes")
 
 
-def _read_metadata(cursor: Cursor, count: int) -> dict[str, object]:
+def _read_metadata(cursor: Cursor, count: int) -> tuple[dict[str, object], dict[str, tuple[int, int]]]:
     metadata: dict[str, object] = {}
+    spans: dict[str, tuple[int, int]] = {}
     for i in range(count):
-        cursor.place = f"key {i + 1} of {count}"
+        start, cursor.place = cursor.at, f"key {i + 1} of {count}"
         key = read_string(cursor, 65_535)
         if not key or not key.isprintable():
             raise cursor.bad(f"has a key without a readable name, `{printable(key)}` ({cursor.place})")
@@ -125,7 +128,8 @@ def _read_metadata(cursor: Cursor, count: int) -> dict[str, object]:
             raise cursor.bad(f"has the key `{printable(key)}` twice")
         cursor.place = f"`{printable(key)}`"
         metadata[key] = read_value(cursor, key)
-    return metadata
+        spans[key] = start, cursor.at
+    return metadata, spans
 
 
 def _alignment(cursor: Cursor, metadata: dict[str, object]) -> int:

@@ -121,4 +121,5 @@ def _join(parts: list[Header]) -> Header:
             f"but its {len(parts)} parts hold {len(tensors)}",
             fetch_again(first.files[0]),
         )
-    return Header(first.version, first.metadata, tuple(tensors.values()), tuple(p.files[0] for p in parts))
+    files = tuple(p.files[0] for p in parts)
+    return Header(first.version, first.metadata, tuple(tensors.values()), files, first.spans)

@@ -85,6 +85,22 @@ struct llama_sampler_chain_params { bool no_perf; };
 const char * llama_version(void);
 const char * ggml_type_name(int type);
 const char * llama_print_system_info(void);
+
+struct ggml_type_traits {
+    const char * type_name;
+    int64_t blck_size;
+    int64_t blck_size_interleave;
+    size_t type_size;
+    bool is_quantized;
+    void (*to_float)(const void * x, float * y, int64_t k);
+    void (*from_float_ref)(const float * x, void * y, int64_t k);
+};
+const struct ggml_type_traits * ggml_get_type_traits(int type);
+void ggml_quantize_init(int type);
+bool ggml_quantize_requires_imatrix(int type);
+size_t ggml_quantize_chunk(int type, const float * src, void * dst, int64_t start, int64_t nrows,
+                           int64_t n_per_row, const float * imatrix);
+
 void llama_log_set(void (*callback)(int level, const char * text, void * user_data), void * user_data);
 void llama_backend_init(void);
 struct llama_model_params llama_model_default_params(void);

@@ -1,0 +1,113 @@
+"""`penjing build`: the best file of a model within a limit, measured against its source."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+# Pieces of a file are rounded by threads of ours; a second pool inside each would fight with them.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import msgspec
+from msgspec.structs import replace
+
+from penjing import prior, sensitivities, texts
+from penjing.cli import setting, show
+from penjing.cost.roofline import main_tier
+from penjing.engines.llamacpp import LlamaCpp
+from penjing.errors import Unavailable, UsageError
+from penjing.gguf import Header, read_header
+from penjing.model import Model
+from penjing.progress import say
+from penjing.quality import menu
+from penjing.quality.sensitivity import Sensitivity
+from penjing.quantize.native import Native
+from penjing.quantize.tensors import Tensors
+from penjing.shrink import Built, Goal, Shrinker
+from penjing.units import show_bytes, show_number
+
+_LIMITS = ("size", "bpw", "max_kld", "min_decode")
+
+
+def command(args: argparse.Namespace) -> int:
+    """Build the finalists within the limit, measure them, and keep the best."""
+    _check_limits(args)
+    source, model = setting.local_model(args.model)
+    header = read_header(source)
+    out = setting.output(args.out, header.files)
+    native = Native()
+    sensitivity = _sensitivity(args.sensitivity, header, model, native)
+    if menu.needs_warning(model):
+        say(
+            f"most weights of `{model.name}` are quantized already: what is lost now comes on top of what was "
+            "lost then; where there is a file in F16, BF16 or Q8_0, start from that"
+        )
+    goal = _goal(args, source)
+    shrinker = Shrinker(header, model, sensitivity, LlamaCpp(), native, refined=not args.plain, say=say)
+    pages = texts.shipped("choose"), texts.shipped("report")
+    built = shrinker.shrink(goal, out, finalists=args.finalists, texts=pages)
+    _say_if_missed(goal.max_kld, built.measured.kld)
+    if args.json:
+        show.document(described(built))
+    else:
+        show.built(built)
+    return 0
+
+
+def _say_if_missed(limit: float | None, measured: float) -> None:
+    if limit and measured > limit:
+        say(
+            f"the limit of {show_number(limit)} is kept by the prediction, but {show_number(measured)} was measured: "
+            f"predictions are too kind at few bits; a nearer file: `--max-kld {show_number(limit**2 / measured)}`"
+        )
+
+
+def described(built: Built) -> dict[str, Any]:
+    """What was built as the JSON document has it: without the mean of each sequence."""
+    report: dict[str, Any] = msgspec.to_builtins(built)
+    for one in (report, *report["finalists"]):
+        if one["measured"]:
+            del one["measured"]["sequences"]
+    return report
+
+
+def _check_limits(args: argparse.Namespace) -> None:
+    given = [f"--{name.replace('_', '-')}" for name in _LIMITS if getattr(args, name) is not None]
+    if not given:
+        raise UsageError("the limit is missing: how small?", hint="one of `--size 4GiB`, `--bpw 4.5`, "
+                         "`--max-kld 0.05`, `--min-decode 10`")  # fmt: skip
+    if len(given) > 1:
+        raise UsageError(
+            f"{len(given)} limits are given, one is expected: {', '.join(given)}", hint=f"keep `{given[0]}`"
+        )
+
+
+def _goal(args: argparse.Namespace, source: Path) -> Goal:
+    if args.min_decode is None:
+        return Goal(args.size, args.bpw, args.max_kld)
+    tier = main_tier(setting.this_machine(source))
+    rate = tier.read_bytes_per_s.value if tier else None
+    if rate is None:
+        raise Unavailable(
+            "nobody knows how fast this machine reads its memory, so `--min-decode` says nothing about bytes",
+            hint="penjing probe --fresh; or say the bytes: `--size 4GiB`",
+        )
+    n_bytes = int(rate / args.min_decode)
+    say(
+        f"assumed: every token reads the whole file from memory, at {show_bytes(rate)}/s as measured here, and "
+        f"nothing else takes time; {show_number(args.min_decode)} tok/s then allow {show_bytes(n_bytes)}"
+    )
+    return Goal(max_bytes=n_bytes)
+
+
+def _sensitivity(name: str | None, header: Header, model: Model, native: Native) -> Sensitivity:
+    if name:
+        return sensitivities.load(Path(name), sensitivities.model_hash(header))
+    say(
+        "no sensitivity is given, so a prior is assumed: what matters in models like this one; `penjing calibrate` "
+        "measures what matters in this one, for less loss in the same bytes and a prediction to go by"
+    )
+    found = prior.sensitivity(model, Tensors(header, native))
+    return replace(found, model=sensitivities.model_hash(header))

@@ -1,0 +1,105 @@
+"""Codes, scales and rounding against the engine's own quantizers and dequantizers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.random import default_rng
+
+from penjing.formats import BY_NAME
+from penjing.quantize.codes import CODECS, affine, pack, unpack
+from penjing.quantize.native import IGNORES_IMPORTANCE, Native
+from penjing.quantize.rounding import Metric, losses, refine
+
+NATIVE = Native(2)
+ROWS = default_rng(1).normal(size=(24, 512)).astype(np.float32)
+EVERY = [k for k in BY_NAME if k not in ("q8_1", "q8_K", "i8", "i16", "i32", "i64", "f64")]
+
+
+def hessian(columns: int, seed: int = 2) -> np.ndarray:
+    """Second moments of correlated inputs, as activations are."""
+    draw = default_rng(seed)
+    inputs = draw.normal(size=(4 * columns, columns)) @ (
+        np.eye(columns) + 0.3 * draw.normal(size=(columns, columns)) / 8
+    )
+    inputs *= np.exp(draw.normal(size=columns))
+    return (inputs.T @ inputs / len(inputs)).astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_what_is_quantized_comes_back(kind):
+    """Every type keeps the weights to within what its bits allow."""
+    weights = np.ones(ROWS.shape[1], dtype=np.float32)
+    data = NATIVE.quantize(kind, ROWS, weights)
+    error = NATIVE.dequantize(kind, data) - ROWS
+
+    assert data.shape == (24, 512 // BY_NAME[kind].block_weights * BY_NAME[kind].block_bytes)
+    trained = kind in ("q1_0", "q2_0", "tq1_0", "tq2_0")  # for models whose weights have two or three values
+    assert np.sqrt((error**2).mean()) < (1 if trained else 3 * 2.0 ** -BY_NAME[kind].bits_per_weight + 0.05)
+
+
+@pytest.mark.parametrize("kind", CODECS)
+def test_codes_and_scales_explain_the_engine(kind):
+    """scale · level + offset is what the engine's dequantizer gives; packing the same codes changes no byte."""
+    codec, data = CODECS[kind], NATIVE.quantize(kind, ROWS)
+    codes = unpack(codec, data)
+    scale, offset = affine(codec, data, NATIVE.dequantize)
+    rebuilt = scale * np.asarray(codec.levels, dtype=np.float32)[codes] + offset
+
+    assert (pack(codec, data, codes) == data).all()
+    np.testing.assert_allclose(rebuilt, NATIVE.dequantize(kind, data), atol=2e-5)
+
+
+@given(st.sampled_from(sorted(CODECS)), st.integers(0, 2**32 - 1))
+@settings(max_examples=60, deadline=None)
+def test_any_codes_can_be_packed(kind, seed):
+    """Codes that were packed are unpacked again, whatever they are, and the scales stay."""
+    codec, data = CODECS[kind], NATIVE.quantize(kind, ROWS)
+    codes = default_rng(seed).integers(0, len(codec.levels), ROWS.shape, dtype=np.uint8)
+    packed = pack(codec, data, codes)
+
+    assert (unpack(codec, packed) == codes).all()
+    scales = affine(codec, data, NATIVE.dequantize), affine(codec, packed, NATIVE.dequantize)
+    np.testing.assert_array_equal(scales[0][0], scales[1][0])
+
+
+@pytest.mark.parametrize("kind", CODECS)
+def test_refining_lowers_the_loss_of_every_row(kind):
+    """No row gets worse, and for four bits and more the whole gets better by a fifth."""
+    h = hessian(512)
+    data = NATIVE.quantize(kind, ROWS, np.diag(h).copy())
+    refined = refine(kind, ROWS, data, Metric(h), NATIVE.dequantize)
+    before, after = (losses(ROWS, NATIVE.dequantize(kind, d), h) for d in (data, refined))
+
+    assert refined.shape == data.shape
+    assert (after <= before * 1.0001 + 1e-4 * before.mean()).all()
+    assert after.sum() < 0.8 * before.sum()
+
+
+def test_grids_that_are_no_scalars_stay():
+    """IQ3 and IQ2 codes stand for several weights at once: they are not touched."""
+    data = NATIVE.quantize("iq3_s", ROWS, np.ones(512, np.float32))
+
+    assert refine("iq3_s", ROWS, data, Metric(hessian(512)), NATIVE.dequantize) is data
+
+
+@pytest.mark.parametrize("kind", ["q4_0", "q4_K", "iq4_nl", "q3_K", "q8_0", "mxfp4"])
+def test_importance_is_used_or_ignored(kind):
+    """A column that counts a thousand times more is kept better, except by the types that ignore importance."""
+    weights = np.ones(512, dtype=np.float32)
+    weights[::16] = 1000
+    plain, weighed = (NATIVE.dequantize(kind, NATIVE.quantize(kind, ROWS, w)) - ROWS for w in (None, weights))
+
+    if kind in IGNORES_IMPORTANCE:
+        np.testing.assert_array_equal(plain, weighed)
+    else:
+        assert (weighed[:, ::16] ** 2).sum() < (plain[:, ::16] ** 2).sum()
+
+
+def test_threads_change_nothing():
+    """One thread or many: the same bytes."""
+    rows = default_rng(5).normal(size=(3000, 256)).astype(np.float32)
+
+    assert (Native(1).quantize("q4_K", rows) == Native(4).quantize("q4_K", rows)).all()

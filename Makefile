@@ -26,6 +26,9 @@ bench: $(VENV)/.dev
 	$(BIN)/python bench/default_ratio.py
 	$(BIN)/python bench/prediction_of_runs.py
 	$(BIN)/python bench/from_disk.py
+	$(BIN)/python bench/quality_table.py
+	$(BIN)/python bench/quality_ablation.py
+	$(BIN)/python bench/calibrate_memory.py
 
 docs: $(VENV)/.dev
 	$(BIN)/python docs/make.py

@@ -1,6 +1,6 @@
 """Peak memory of `penjing calibrate` on a large model: two layers of Qwen3-8B's shape with random weights.
 
-    python bench/calibrate_memory.py
+    python bench/calibrate_memory.py [--tokens 8192]
 
 One layer is in memory at a time, so all 36 take what two take; what grows with the depth (what enters each layer, and
 its moments) lies on disk and is extrapolated. The vocabulary is that of the model that ships; the head is computed in
@@ -10,6 +10,7 @@ penjing[calibrate], 5 minutes and 4 GB of disk.
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -27,11 +28,17 @@ LAYERS = 36
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tokens", default="8192")
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="penjing-bench-", dir="/var/tmp") as folder:
         source, out = Path(folder) / "qwen3-8b-2.gguf", Path(folder) / "sensitivity.npz"
         say("writing random weights")
         random_model.write(source, "qwen3-8b-2", "F16")
         command = [sys.executable, "-m", "penjing", "calibrate", str(source), "--out", str(out), "--json"]
+        command += ["--tokens", args.tokens]
         done = subprocess.run(command, capture_output=True, check=True)
         found: dict[str, Any] = json.loads(done.stdout)
         file_bytes = out.stat().st_size

@@ -15,21 +15,26 @@ from penjing.errors import BadFile, UserError
 from penjing.plan import Plan
 
 COMMANDS = ("run", "plan", "bench", "serve")
+FILES = ("calibrate", "build", "eval")  # make or compare files, and have none of the limits of a plan
 NUMERIC = {
     "run": ("--max-tokens", "--temperature"),
     "plan": ("--prompt", "--answer", "--users"),
     "bench": ("--prompt", "--answer", "--users", "--rounds"),
     "serve": ("--prompt", "--answer", "--users"),
+    "calibrate": ("--tokens",),
+    "build": ("--size", "--bpw", "--max-kld", "--min-decode", "--finalists"),
+    "eval": ("--tokens",),
 }
 LIMITS = ("--context", "--memory", "--max-kld", "--min-decode", "--first-token")
 OPTIONS = [(command, option) for command in COMMANDS for option in (*NUMERIC[command], *LIMITS)]
+OPTIONS += [(command, option) for command in FILES for option in NUMERIC[command]]
 
 
 @pytest.mark.parametrize(("command", "option"), OPTIONS, ids=map(" ".join, OPTIONS))
 def test_limits_that_make_no_sense(command: str, option: str, refuses):
     """Zero, less than that, no number, infinity: every option says what it got and what it must be."""
     for value in ("0", "-1", "-0.5", "nan", "inf", "x", "", "1e999", str(2**70)):
-        if (option, value) in (("--temperature", "0"), ("--memory", str(2**70))):
+        if (option, value) in (("--temperature", "0"), ("--memory", str(2**70)), ("--size", str(2**70))):
             continue
         problem, hint = refuses(command, f"{option}={value}")
 
@@ -40,11 +45,30 @@ def test_limits_that_make_no_sense(command: str, option: str, refuses):
 def test_every_numeric_option_is_tried():
     """The list above holds every option that takes a value and is no text."""
     texts = {"--system", "--on", "--plan", "--seed", "--port"}
-    for command in COMMANDS:
+    texts |= {"--out", "--text", "--sensitivity", "--against", "--versus"}
+    for command in (*COMMANDS, *FILES):
         parser = argparse.ArgumentParser()
         getattr(options, command)(parser)
         found = {a.option_strings[0] for a in parser._actions if a.option_strings and a.nargs is None}
-        assert found - texts == {*NUMERIC[command], *LIMITS}
+        assert found - texts == {*NUMERIC[command], *(LIMITS if command in COMMANDS else ())}
+
+
+@pytest.mark.parametrize("value", ["-1", "x", "", "1.5", str(2**70)])
+def test_seeds_that_cannot_be(value: str, refuses):
+    """A seed of a calibration is a whole number of at least 0."""
+    assert refuses("calibrate", "--out", "s", f"--seed={value}") == (
+        f"--seed is `{value}`, but it must be a whole number of at least 0",
+        "--seed 7",
+    )
+
+
+@pytest.mark.parametrize("command", ["calibrate", "build"])
+def test_a_file_that_is_made_needs_a_name(command: str, refuses):
+    """`--out` is never guessed."""
+    problem, hint = refuses(command, "model.gguf")
+
+    assert problem == "the following arguments are required: --out"
+    assert hint == f"penjing {command} --help"
 
 
 @pytest.mark.parametrize("value", ["-1", "65536", "x", "", "1.5"])

@@ -131,7 +131,7 @@ def test_every_error_is_drawn_and_used():
 
 def test_the_changelog_and_the_package_tell_one_version():
     """The newest version of CHANGELOG.md, the package's own and pyproject.toml's are the same."""
-    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
+    newest = re.search(r"^## (\d\S*)", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 
     assert newest and newest[1] == penjing.__version__ == project["version"]

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from numpy.random import default_rng
 
 from penjing.formats import BY_NAME
+from penjing.quality.sensitivity import Moments, divergences
+from penjing.quantize import errors
 from penjing.quantize.codes import CODECS, affine, pack, unpack
 from penjing.quantize.native import IGNORES_IMPORTANCE, Native
 from penjing.quantize.rounding import Metric, losses, refine
@@ -103,3 +105,18 @@ def test_threads_change_nothing():
     rows = default_rng(5).normal(size=(3000, 256)).astype(np.float32)
 
     assert (Native(1).quantize("q4_K", rows) == Native(4).quantize("q4_K", rows)).all()
+
+
+@pytest.mark.parametrize("kind", ["q4_0", "q4_K"])
+def test_wide_matrices_are_refined_in_parts(kind, monkeypatch):
+    """Taken apart into spans of columns the rounding still gets better, and every span keeps its bytes' place."""
+    monkeypatch.setattr(errors, "_WIDEST", 256)
+    directions = default_rng(3).normal(size=(6, 512)).astype(np.float32)
+    inputs = (directions**2).sum(axis=0) + 0.5
+    moments = Moments(inputs, np.ones(24, np.float32), np.array(1), directions)
+    under = errors.metrics(moments)
+    plain, refined = (errors.quantized(NATIVE, kind, ROWS, moments, u) for u in ((), under))
+    before, after = (divergences(NATIVE.dequantize(kind, d) - ROWS, moments).sum() for d in (plain, refined))
+
+    assert [m.columns for m in under] == [slice(0, 256), slice(256, 512)]
+    assert after < 0.8 * before

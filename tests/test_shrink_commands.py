@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import random
@@ -22,23 +23,28 @@ from commands import Done, penjing, refused, started, wait_for
 from gguf_families import FAMILIES
 from penjing import sensitivities
 from penjing.cli import main
+from penjing.errors import BadFile
 from penjing.gguf import read_header
 from worlds import MIB, machine
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # torch beside other tests
 BUILD_CONTRACT = {"artifact", "bytes", "bpw", "tensor_types", "predicted_kld", "measured", "finalists"}
 MEASURED_CONTRACT = {"kld", "kld_stderr", "kld_p99", "same_top", "tokens"}
-SIZE = 800_000
+SIZE, TOKENS = 450_000, 1024
 
 
 @pytest.fixture(autouse=True)
-def _one_thread_of_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+def _quick(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    """What is called here and not in a process of its own measures on few tokens; costs stay from test to test."""
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
+    monkeypatch.setenv("PENJING_CACHE", str(cache))
+    monkeypatch.setattr("penjing.shrink._CHOICE_TOKENS", TOKENS)
+    monkeypatch.setattr("penjing.shrink._REPORT_TOKENS", TOKENS)
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_models.write(tmp_path_factory.mktemp("shrink") / "source.gguf")
+    return small_models.write(tmp_path_factory.mktemp("shrink") / "source.gguf", layers=1)
 
 
 @pytest.fixture(scope="module")
@@ -161,11 +167,11 @@ def test_bits_per_weight_speak_to_people(source: Path, assumed: Path, tmp_path: 
 
     assert "least divergence" in table and "measured KLD" in table
     assert 4.3 < bits <= 4.6
-    assert "predicted KLD" in rest and "nats per token" in rest and "8192" in rest
+    assert "predicted KLD" in rest and "nats per token" in rest and str(TOKENS) in rest
 
 
 def test_a_greatest_divergence_gives_the_smallest_file(source: Path, assumed: Path, tmp_path: Path, capfd):
-    """The prediction keeps the limit, and a measurement that does not is said to miss it."""
+    """It keeps the limit on the text by which it is chosen; if not on the other one, that is said."""
     assert (
         main(built(source, tmp_path / "f.gguf", assumed, "--max-kld", "0.3", "--finalists", "1", "--json"))
         == 0
@@ -173,9 +179,11 @@ def test_a_greatest_divergence_gives_the_smallest_file(source: Path, assumed: Pa
     printed = capfd.readouterr()
     done = json.loads(printed.out)
 
-    assert 0.25 < done["predicted_kld"] <= 0.3
+    kept = [f for f in done["finalists"] if f["measured"]["kld"] <= 0.3]
+
+    assert done["bytes"] == min(f["n_bytes"] for f in kept) == (tmp_path / "f.gguf").stat().st_size
     assert done["bytes"] < source.stat().st_size / 2
-    assert ("is kept by the prediction" in printed.err) == (done["measured"]["kld"] > 0.3)
+    assert ("on the text of the report" in printed.err) == (done["measured"]["kld"] > 0.3)
 
 
 def test_a_speed_becomes_bytes(source: Path, assumed: Path, tmp_path: Path, capfd, monkeypatch):
@@ -183,15 +191,15 @@ def test_a_speed_becomes_bytes(source: Path, assumed: Path, tmp_path: Path, capf
     monkeypatch.setattr("penjing.cli.setting.this_machine", lambda path: machine())  # reads 1 GB/s
     assert (
         main(
-            built(source, tmp_path / "f.gguf", assumed, "--min-decode", "1250", "--finalists", "1", "--json")
+            built(source, tmp_path / "f.gguf", assumed, "--min-decode", "2500", "--finalists", "1", "--json")
         )
         == 0
     )
     printed = capfd.readouterr()
 
-    assert 700_000 < json.loads(printed.out)["bytes"] <= 800_000
+    assert 350_000 < json.loads(printed.out)["bytes"] <= 400_000
     assert "assumed: every token reads the whole file from memory" in printed.err
-    assert "1250 tok/s then allow 781 KiB" in printed.err
+    assert "2500 tok/s then allow 391 KiB" in printed.err
 
 
 @pytest.mark.parametrize(
@@ -212,18 +220,15 @@ def test_exactly_one_limit(words: tuple[str, ...], problem: str, refuses):
     assert found == problem and "`" in hint
 
 
-def test_a_limit_below_the_smallest_file(
-    source: Path, assumed: Path, cache: Path, monkeypatch, refuses, tmp_path
-):
+def test_a_limit_below_the_smallest_file(source: Path, assumed: Path, tmp_path: Path, refuses):
     """The refusal says how small it can be, and what it proposes works."""
-    monkeypatch.setenv("PENJING_CACHE", str(cache))
     out = tmp_path / "f.gguf"
-    problem, hint = refuses(*built(source, out, assumed, "--size", "100kB"))
-    found = re.fullmatch(r"the smallest possible file takes (\d+) KiB, the limit is 97.7 KiB", problem)
+    problem, hint = refuses(*built(source, out, assumed, "--size", "50kB"))
+    found = re.fullmatch(r"the smallest possible file takes (\d+) KiB, the limit is 48.8 KiB", problem)
     n_bytes = re.search(r"`--size (\d+)`", hint)
 
     assert found and n_bytes and 1 < int(n_bytes[1]) / (1024 * int(found[1])) < 1.05
-    assert main(built(source, out, assumed, "--size", n_bytes[1], "--finalists", "1")) == 0
+    assert penjing(*built(source, out, assumed, "--size", n_bytes[1], "--finalists", "1")).code == 0
     assert out.stat().st_size <= int(n_bytes[1])
     assert re.fullmatch(
         r"the smallest formats take [\d.]+ bits per weight, the limit is 0.5",
@@ -233,8 +238,8 @@ def test_a_limit_below_the_smallest_file(
 
 def test_a_quantized_source_is_pointed_at(source: Path, tmp_path: Path, capfd):
     """What is lost now comes on top of what was lost then."""
-    rounded = small_models.write(tmp_path / "rounded.gguf", "Q4_0")
-    words = ["build", str(rounded), "--out", str(tmp_path / "f.gguf"), "--bpw", "3.5", "--finalists", "1"]
+    rounded = small_models.write(tmp_path / "rounded.gguf", "Q4_0", layers=1)
+    words = ["build", str(rounded), "--out", str(tmp_path / "f.gguf"), "--bpw", "4.2", "--finalists", "1"]
 
     assert main(words) == 0
     assert "quantized already" in capfd.readouterr().err
@@ -296,9 +301,8 @@ def test_a_damaged_sensitivity_is_refused(source: Path, assumed: Path, tmp_path:
         assert problem == f"`{bad}` is not a sensitivity file, or a damaged one"
     for _ in range(200):
         bad.write_bytes(damaged(content, draw))
-        with pytest.raises((sensitivities.BadFile, StopIteration)):
+        with contextlib.suppress(BadFile):  # or loaded: not every bit says something
             sensitivities.load(bad)
-            raise StopIteration  # a bit that says nothing: the time of a file, say
     assert refuses(*built(source, tmp_path / "f.gguf", tmp_path / "none", "--bpw", "4.5"))[0].startswith(
         f"cannot read `{tmp_path / 'none'}`"
     )
@@ -307,8 +311,8 @@ def test_a_damaged_sensitivity_is_refused(source: Path, assumed: Path, tmp_path:
 def test_weights_that_are_no_numbers(source: Path, assumed: Path, tmp_path: Path, refuses):
     """Both commands name the tensor; no file takes the place of the result."""
     nan = Path(shutil.copy(source, tmp_path / "nan.gguf"))
-    small_models.spoil(nan, "blk.1.ffn_up.weight")
-    problem = f"`{nan}` has NaN or infinity in the tensor `blk.1.ffn_up.weight`"
+    small_models.spoil(nan, "blk.0.ffn_up.weight")
+    problem = f"`{nan}` has NaN or infinity in the tensor `blk.0.ffn_up.weight`"
     sensitivities.save(tmp_path / "s", small_models.sensitivity(nan))
 
     assert (
@@ -339,9 +343,8 @@ def test_calibrating_without_torch(source: Path, tmp_path: Path, monkeypatch, re
     )
 
 
-def test_no_room_on_the_disk(source: Path, assumed: Path, cache: Path, tmp_path: Path, monkeypatch, refuses):
+def test_no_room_on_the_disk(source: Path, assumed: Path, tmp_path: Path, monkeypatch, refuses):
     """What the file needs and what there is, before anything is written."""
-    monkeypatch.setenv("PENJING_CACHE", str(cache))
     room = shutil.disk_usage(tmp_path)._replace(free=10_000)
     monkeypatch.setattr("shutil.disk_usage", lambda path: room)
     problem, hint = refuses(*built(source, tmp_path / "f.gguf", assumed, "--size", str(SIZE)))
@@ -363,47 +366,49 @@ def lines(path: Path) -> int:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_build_that_is_killed_goes_on(cache: Path, tmp_path: Path):
-    """Seven kills at random moments, most while it rounds; in the end the same file, byte for byte."""
-    source = small_models.write(tmp_path / "source.gguf", layers=4)
+def test_a_build_that_is_killed_goes_on(tmp_path: Path):
+    """Eight kills at random moments, most while it rounds; in the end the same file, byte for byte."""
+    source = small_models.write(tmp_path / "source.gguf")
     sensitivities.save(tmp_path / "s", small_models.sensitivity(source))
     limit = ("--bpw", "4.5", "--sensitivity", str(tmp_path / "s"), "--finalists", "2", "--json")
     draw, whole, out = random.Random(3), tmp_path / "whole.gguf", tmp_path / "killed.gguf"
-    env = {"PENJING_CACHE": str(cache)}
-    first = penjing("build", str(source), "--out", str(whole), *limit, env=env)
-    seen = []
-    for kill in range(7):
-        with started("build", str(source), "--out", str(out), *limit, env=env) as command:
-            if kill < 5:
-                journals = [tmp_path / f"killed.gguf.{i}.journal" for i in range(2)]
-                more = sum(map(lines, journals)) + draw.randint(1, 9)
-                assert wait_for(
-                    lambda more=more, journals=journals: sum(map(lines, journals)) >= more, limit_seconds=60
-                )
-                time.sleep(draw.uniform(0, 0.05))
-            else:
-                time.sleep(draw.uniform(0.5, 4))
+    first = penjing("build", str(source), "--out", str(whole), *limit)
+    for _ in range(8):
+        with started("build", str(source), "--out", str(out), *limit) as command:
+            wait_for_progress(tmp_path, draw)
             command.kill()
-        seen.append(out.exists())
-    last = penjing("build", str(source), "--out", str(out), *limit, env=env)
+        assert not out.exists()
+    last = penjing("build", str(source), "--out", str(out), *limit)
 
     assert (first.code, last.code) == (0, 0), (first, last)
-    assert not any(seen)
     assert out.read_bytes() == whole.read_bytes()
     one, other = json.loads(first.stdout), json.loads(last.stdout)
     assert one["measured"] == other["measured"] and one["finalists"] == other["finalists"]
-    assert {path.name for path in tmp_path.glob("killed*")} == {
-        "killed.gguf", "killed.gguf.types", "killed.gguf.json",
-    }  # fmt: skip
+    left = {path.name.removeprefix("killed.gguf") for path in tmp_path.glob("killed*")}
+    assert left == {"", ".types", ".json"}
+
+
+def wait_for_progress(folder: Path, draw: random.Random) -> None:
+    """Some more pieces are in the files than now; or where all are, a moment while they are measured."""
+
+    def pieces() -> int:
+        return sum(map(lines, folder.glob("killed.gguf.*.journal")))
+
+    wanted = pieces() + draw.randint(1, 6)
+    if wanted < 2 * len(read_header(folder / "source.gguf").tensors):
+        assert wait_for(lambda: pieces() >= wanted, limit_seconds=60)
+        time.sleep(draw.uniform(0, 0.05))
+    else:
+        time.sleep(draw.uniform(0.5, 2))
 
 
 @pytest.mark.slow
 def test_a_calibration_that_is_killed_goes_on(tmp_path: Path):
-    """Three kills between its steps; in the end the same moments, bit for bit."""
+    """Two kills between its steps; in the end the same moments, bit for bit."""
     source = small_models.write(tmp_path / "source.gguf", layers=4)
     whole, out = tmp_path / "whole", tmp_path / "killed"
     assert calibrated(source, whole).code == 0
-    for step in ("hidden-2.npz", "back-4.npz", "back-2.npz"):
+    for step in ("hidden-2.npz", "back-3.npz"):
         words = ("calibrate", str(source), "--out", str(out), "--tokens", "1024")
         with started(*words, env=ONE_THREAD) as command:
             found = tmp_path / "killed.part" / step

@@ -29,7 +29,7 @@ from penjing.gguf.writer import Frame, Value, frame_of
 from penjing.progress import Bar
 from penjing.quality.sensitivity import Moments, Sensitivity
 from penjing.quality.stock import FILE_TYPES
-from penjing.quantize.errors import quantized
+from penjing.quantize.errors import metrics, quantized
 from penjing.quantize.native import Native
 from penjing.quantize.rounding import Metric
 from penjing.quantize.tensors import Tensors
@@ -67,7 +67,7 @@ class Builder:
         self._header, self._sensitivity, self._native = header, sensitivity, native
         self.tensors = Tensors(header, native)
         self._built: list[tuple[Recipe, Tensors]] = []
-        self._metrics: dict[tuple[str, int], Metric] = {}
+        self._metrics: dict[tuple[str, int], list[Metric]] = {}
         self._lock = Lock()
 
     def build(self, recipe: Recipe, out: Path, bar: Bar) -> str:
@@ -112,8 +112,8 @@ class Builder:
             return lender.raw(info.name, piece.start, piece.stop)
         rows = self.tensors.rows(info.name, np.arange(piece.start, piece.stop))
         moments = self._moments(piece)
-        metric = self._metric(piece.name, piece.expert) if moments and recipe.refined else None
-        return quantized(self._native, info.type, rows, moments, metric)
+        under = self._under(piece.name, piece.expert) if moments and recipe.refined else []
+        return quantized(self._native, info.type, rows, moments, under)
 
     def _lender(self, recipe: Recipe, info: TensorInfo) -> Tensors | None:
         if info.type == self.tensors.infos[info.name].type:
@@ -124,14 +124,14 @@ class Builder:
                 return tensors
         return None
 
-    def _metric(self, name: str, expert: int) -> Metric:
+    def _under(self, name: str, expert: int) -> list[Metric]:
         """Kept for a few matrices: the pieces of one follow each other."""
         with self._lock:
             found = self._metrics.get((name, expert))
             if found is None:
                 moments = self._moments(_Piece(name, expert, 0, 0))
                 assert moments is not None
-                found = Metric(moments.hessian())
+                found = metrics(moments)
                 self._metrics = dict([*self._metrics.items()][-self._native.threads :]) | {
                     (name, expert): found
                 }

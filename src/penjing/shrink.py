@@ -161,7 +161,7 @@ class Shrinker:
         if len(files) > 1 or goal.max_kld is not None:
             measured = self.measure(files, text, _CHOICE_TOKENS)
         return [
-            _Entry(self._described(name, allocation, found), allocation, file, sha256)
+            _Entry(self._described(name, allocation, found, file.stat().st_size), allocation, file, sha256)
             for (name, allocation), found, file, sha256 in zip(
                 chosen.items(), measured, files, hashes, strict=True
             )
@@ -259,7 +259,9 @@ class Shrinker:
                 self.engine, source, files, text, settings(), most_tokens=most_tokens, bar=shown
             )
 
-    def _described(self, name: str, allocation: Allocation, measured: Divergence | None) -> Finalist:
+    def _described(
+        self, name: str, allocation: Allocation, measured: Divergence | None, n_bytes: int
+    ) -> Finalist:
         frame = frame_of(self.header, allocation.types, {})
         kinds = Counter(info.type for info in frame.tensors)
         if measured:
@@ -267,7 +269,7 @@ class Shrinker:
         return Finalist(
             name,
             self.bits_per_weight(frame),
-            frame.n_bytes,
+            n_bytes,
             dict(kinds.most_common()),
             allocation.kld,
             measured,

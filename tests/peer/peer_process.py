@@ -11,7 +11,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -134,15 +134,22 @@ def _quantize(
         settings.imatrix = _ended(
             llama.llama_model_imatrix_data, [llama.llama_model_imatrix_data(b"any", value, 1)]
         )
-    said: list[bytes] = []
-    listen = llama.llama_log_callback(lambda _level, text, _data: said.append(text))
-    llama.llama_log_set(listen, None)
-    code = llama.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(settings))
-    log = b"".join(said).decode()
-    llama.llama_log_set(_SILENT, None)
+    code, log = _heard(
+        lambda: llama.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(settings))
+    )
     if code:
         raise RuntimeError(log[-300:])
     return log
+
+
+def _heard(call: Callable[[], int]) -> tuple[int, str]:
+    """What a call gave, and what llama.cpp said meanwhile."""
+    llama, said = _llama(), list[bytes]()
+    listen = llama.llama_log_callback(lambda _level, text, _data: said.append(text))
+    llama.llama_log_set(listen, None)
+    code = call()
+    llama.llama_log_set(_SILENT, None)
+    return code, b"".join(said).decode()
 
 
 def _ended(kind: Any, items: list[Any]) -> Any:

@@ -43,7 +43,7 @@ class Sums:
             for n, block in enumerate(ACTIVATION_BLOCKS):
                 self.noise[n] += float((below * below * _rounding(x, block)).sum(dtype=torch.float64))
         if self.gram is not None:
-            self.gram += (x * weights[:, None]).T @ x
+            self.gram.addmm_((x * weights[:, None]).T, x)  # in place: a product by itself takes as much again
 
     def arrays(self, tokens: int) -> dict[str, np.ndarray]:
         """Moments in the units of `quality.sensitivity.Moments`, per token of the text (`tokens`); ends the sums."""

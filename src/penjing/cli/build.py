@@ -59,8 +59,8 @@ def command(args: argparse.Namespace) -> int:
 def _say_if_missed(limit: float | None, measured: float) -> None:
     if limit and measured > limit:
         say(
-            f"the limit of {show_number(limit)} is kept by the prediction, but {show_number(measured)} was measured: "
-            f"predictions are too kind at few bits; a nearer file: `--max-kld {show_number(limit**2 / measured)}`"
+            f"the limit of {show_number(limit)} is for the text by which the choice is made; on the text of the report "
+            f"it is {show_number(measured)}; for a nearer file: `--max-kld {show_number(limit**2 / measured)}`"
         )
 
 

@@ -137,7 +137,7 @@ def build(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--max-kld", type=_number("--max-kld", "0.05"), metavar="X",
-        help="predicted KL divergence against the source, in nats per token; the smallest file within it",
+        help="KL divergence against the source, measured, in nats per token; the smallest file within it",
     )  # fmt: skip
     group.add_argument(
         "--min-decode", type=_number("--min-decode", "10"), metavar="T",

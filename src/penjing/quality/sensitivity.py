@@ -57,12 +57,12 @@ class Moments(Struct, frozen=True):
         large = BY_NAME[kind].block_weights == ACTIVATION_BLOCKS[1]
         return float(self.noise[..., int(large)].sum())
 
-    def hessian(self) -> Floats:
-        """H in full: float32 (columns, columns)."""
-        full = np.zeros((self.inputs.shape[-1],) * 2, dtype=np.float32)
-        rest = self.inputs.astype(np.float32)
+    def hessian(self, columns: slice = slice(None)) -> Floats:
+        """H in full, of some columns: float32 (columns, columns)."""
+        rest = self.inputs[columns].astype(np.float32)
+        full = np.zeros((len(rest), len(rest)), dtype=np.float32)
         if self.directions is not None:
-            wide = self.directions.astype(np.float32)
+            wide = self.directions[:, columns].astype(np.float32)
             full += wide.T @ wide
             rest = np.maximum(rest - (wide * wide).sum(axis=0), 0)
         full[np.diag_indices_from(full)] += rest

@@ -7,11 +7,12 @@ error is the spread of their losses over √n, and it is given with every figure
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from msgspec import Struct
 
+from penjing.formats import type_bytes
 from penjing.quality.sensitivity import Moments, divergences
 from penjing.quantize.native import Native
 from penjing.quantize.rounding import Metric, refine
@@ -19,6 +20,7 @@ from penjing.quantize.tensors import Tensors
 
 SAMPLE_ROWS = 96
 _EXPERTS = 8  # of a stack that are sampled
+_WIDEST = 4096  # columns: their H and its factors take some 500 MB
 _EVEN = 0.1  # share of the draw that ignores gradients, so that no row is never seen
 
 
@@ -53,10 +55,10 @@ def cost(tensors: Tensors, native: Native, name: str, kinds: list[str], moments:
 def gain(tensors: Tensors, native: Native, name: str, kinds: list[str], moments: Moments) -> dict[str, float]:
     """For each of `kinds`, the loss after refining the rounding over that before, on a sample of the rows."""
     sample = next(_samples(tensors, name, moments))
-    metric = Metric(sample.moments.hessian())
+    under = metrics(sample.moments)
     found = {}
     for kind in kinds:
-        plain, refined = (_losses(native, kind, sample, m).sum() for m in (None, metric))
+        plain, refined = (_losses(native, kind, sample, m).sum() for m in ((), under))
         found[kind] = float(refined / plain) if plain > 0 else 1.0
     return found
 
@@ -67,14 +69,27 @@ def importance(moments: Moments) -> np.ndarray:
     return np.asarray(values / (values.mean() or 1) + np.float32(1e-6))
 
 
+def metrics(moments: Moments) -> list[Metric]:
+    """What rounding is refined under. Wide matrices are taken apart, for H grows with the square of the width."""
+    width = len(moments.inputs)
+    spans = [slice(start, min(start + _WIDEST, width)) for start in range(0, width, _WIDEST)]
+    return [Metric(moments.hessian(span), span) for span in spans]
+
+
 def quantized(
-    native: Native, kind: str, rows: np.ndarray, moments: Moments | None, metric: Metric | None
+    native: Native, kind: str, rows: np.ndarray, moments: Moments | None, under: Sequence[Metric] = ()
 ) -> np.ndarray:
-    """`rows` in the format `kind`, uint8 (rows, bytes of a row): weighed by `moments`, refined under `metric`."""
+    """`rows` in the format `kind`, uint8 (rows, bytes of a row): weighed by `moments`, refined under metrics."""
     if moments is None:
         return native.quantize(kind, rows)
     data = native.quantize(kind, rows, importance(moments))
-    return data if metric is None else refine(kind, rows, data, metric, native.dequantize)
+    for metric in under:
+        part = rows[:, metric.columns]
+        start, stop = (
+            type_bytes(kind, n, n) if n else 0 for n in (metric.columns.start, metric.columns.stop)
+        )
+        data[:, start:stop] = refine(kind, part, data[:, start:stop].copy(), metric, native.dequantize)
+    return data
 
 
 def _samples(tensors: Tensors, name: str, moments: Moments) -> Iterator[_Sample]:
@@ -90,8 +105,8 @@ def _samples(tensors: Tensors, name: str, moments: Moments) -> Iterator[_Sample]
         yield _Sample(rows, share * weights[chosen] / chances[chosen], mine)
 
 
-def _losses(native: Native, kind: str, sample: _Sample, metric: Metric | None = None) -> np.ndarray:
-    data = quantized(native, kind, sample.rows, sample.moments, metric)
+def _losses(native: Native, kind: str, sample: _Sample, under: Sequence[Metric] = ()) -> np.ndarray:
+    data = quantized(native, kind, sample.rows, sample.moments, under)
     error = native.dequantize(kind, data) - sample.rows
     return np.asarray(sample.factors * divergences(error, sample.moments))
 

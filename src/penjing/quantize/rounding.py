@@ -35,9 +35,10 @@ Dequantize = Callable[[str, Bytes], Floats]
 
 
 class Metric:
-    """H of one matrix, ready for use: damped so that it can be inverted, and factored once for all its rows."""
+    """H of some columns of a matrix, ready for use: damped so that it can be inverted, factored once for all rows."""
 
-    def __init__(self, hessian: np.ndarray) -> None:
+    def __init__(self, hessian: np.ndarray, columns: slice = slice(None)) -> None:
+        self.columns = columns
         self.hessian = np.array(hessian, dtype=np.float32)
         mean = float(np.trace(self.hessian)) / len(self.hessian)
         self.hessian[np.diag_indices_from(self.hessian)] += _DAMPING * (mean or 1.0)

@@ -8,7 +8,6 @@ import json
 import random
 import re
 import shutil
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import pytest
 
 import gguf_files
 import small_models
-from commands import Done, penjing, refused, started, wait_for
+from commands import Done, penjing, refused
 from gguf_families import FAMILIES
 from penjing import sensitivities
 from penjing.cli import main
@@ -221,15 +220,13 @@ def test_exactly_one_limit(words: tuple[str, ...], problem: str, refuses):
 
 
 def test_a_limit_below_the_smallest_file(source: Path, assumed: Path, tmp_path: Path, refuses):
-    """The refusal says how small it can be, and what it proposes works."""
+    """The refusal says how small it can be and proposes a little more, before anything is measured."""
     out = tmp_path / "f.gguf"
     problem, hint = refuses(*built(source, out, assumed, "--size", "50kB"))
     found = re.fullmatch(r"the smallest possible file takes (\d+) KiB, the limit is 48.8 KiB", problem)
     n_bytes = re.search(r"`--size (\d+)`", hint)
 
     assert found and n_bytes and 1 < int(n_bytes[1]) / (1024 * int(found[1])) < 1.05
-    assert penjing(*built(source, out, assumed, "--size", n_bytes[1], "--finalists", "1")).code == 0
-    assert out.stat().st_size <= int(n_bytes[1])
     assert re.fullmatch(
         r"the smallest formats take [\d.]+ bits per weight, the limit is 0.5",
         refuses(*built(source, out, assumed, "--bpw", "0.5"))[0],
@@ -352,72 +349,3 @@ def test_no_room_on_the_disk(source: Path, assumed: Path, tmp_path: Path, monkey
     assert re.fullmatch(rf"the file needs \d+ KiB, but the disk of `{tmp_path}` has 9.77 KiB left", problem)
     assert "--size" in hint
     assert not list(tmp_path.iterdir())
-
-
-# ---- interruptions -------------------------------------------------------------------------------
-
-
-def lines(path: Path) -> int:
-    try:
-        return path.read_bytes().count(b"\n")
-    except OSError:
-        return 0
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_a_build_that_is_killed_goes_on(tmp_path: Path):
-    """Eight kills at random moments, most while it rounds; in the end the same file, byte for byte."""
-    source = small_models.write(tmp_path / "source.gguf")
-    sensitivities.save(tmp_path / "s", small_models.sensitivity(source))
-    limit = ("--bpw", "4.5", "--sensitivity", str(tmp_path / "s"), "--finalists", "2", "--json")
-    draw, whole, out = random.Random(3), tmp_path / "whole.gguf", tmp_path / "killed.gguf"
-    first = penjing("build", str(source), "--out", str(whole), *limit)
-    for _ in range(8):
-        with started("build", str(source), "--out", str(out), *limit) as command:
-            wait_for_progress(tmp_path, draw)
-            command.kill()
-        assert not out.exists()
-    last = penjing("build", str(source), "--out", str(out), *limit)
-
-    assert (first.code, last.code) == (0, 0), (first, last)
-    assert out.read_bytes() == whole.read_bytes()
-    one, other = json.loads(first.stdout), json.loads(last.stdout)
-    assert one["measured"] == other["measured"] and one["finalists"] == other["finalists"]
-    left = {path.name.removeprefix("killed.gguf") for path in tmp_path.glob("killed*")}
-    assert left == {"", ".types", ".json"}
-
-
-def wait_for_progress(folder: Path, draw: random.Random) -> None:
-    """Some more pieces are in the files than now; or where all are, a moment while they are measured."""
-
-    def pieces() -> int:
-        return sum(map(lines, folder.glob("killed.gguf.*.journal")))
-
-    wanted = pieces() + draw.randint(1, 6)
-    if wanted < 2 * len(read_header(folder / "source.gguf").tensors):
-        assert wait_for(lambda: pieces() >= wanted, limit_seconds=60)
-        time.sleep(draw.uniform(0, 0.05))
-    else:
-        time.sleep(draw.uniform(0.5, 2))
-
-
-@pytest.mark.slow
-def test_a_calibration_that_is_killed_goes_on(tmp_path: Path):
-    """Two kills between its steps; in the end the same moments, bit for bit."""
-    source = small_models.write(tmp_path / "source.gguf", layers=4)
-    whole, out = tmp_path / "whole", tmp_path / "killed"
-    assert calibrated(source, whole).code == 0
-    for step in ("hidden-2.npz", "back-3.npz"):
-        words = ("calibrate", str(source), "--out", str(out), "--tokens", "1024")
-        with started(*words, env=ONE_THREAD) as command:
-            found = tmp_path / "killed.part" / step
-            assert wait_for(found.exists, limit_seconds=60)
-            command.kill()
-        assert not out.exists()
-    assert calibrated(source, out).code == 0
-
-    with np.load(whole) as one, np.load(out) as other:
-        assert one.files == other.files
-        assert all(np.array_equal(one[name], other[name]) for name in one.files)
-    assert not (tmp_path / "killed.part").exists()

@@ -144,6 +144,8 @@ def open_for_logits(engine: Engine, path: Path, settings: Settings) -> Session:
 def sequences_of(session: Session, text: str, most_tokens: int | None = None) -> list[list[int]]:
     """`text` cut into sequences of equal length, each with the model's start token.
 
+    Of a text that is longer than `most_tokens` they are taken evenly, from its beginning to its end.
+
     Raises:
         UsageError: fewer than two sequences.
     """
@@ -157,7 +159,10 @@ def sequences_of(session: Session, text: str, most_tokens: int | None = None) ->
             f"the text has {len(tokens)} tokens, at least {need} are needed",
             hint="take a longer text: `--text FILE`; without it the text that ships is used",
         )
-    return cut if most_tokens is None else cut[: max(_LEAST_SEQUENCES, most_tokens // SEQUENCE_TOKENS)]
+    wanted = len(cut) if most_tokens is None else max(_LEAST_SEQUENCES, most_tokens // SEQUENCE_TOKENS)
+    if wanted >= len(cut):
+        return cut
+    return [cut[round(i * (len(cut) - 1) / (wanted - 1))] for i in range(wanted)]
 
 
 class _Scores(Struct, frozen=True):

@@ -20,7 +20,6 @@ from penjing.store import write_atomically
 
 _ABOUT = "about"
 _FORM = 1
-_MOST_BYTES = 64 * 2**30
 _EDGE_BYTES = 2**16
 # All that NumPy and zipfile raise over files with a few wrong bytes.
 _DAMAGED = (

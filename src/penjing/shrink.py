@@ -27,7 +27,7 @@ from penjing.gguf.header import Header
 from penjing.gguf.writer import Frame, frame_of
 from penjing.model import Model
 from penjing.progress import bar
-from penjing.quality import menu
+from penjing.quality import menu, stock
 from penjing.quality.allocate import Allocation, Item, frontier, least_bytes, least_kld, price
 from penjing.quality.sensitivity import Sensitivity
 from penjing.quantize.native import Native
@@ -130,6 +130,7 @@ class Shrinker:
             DoesNotFit: no file can be so small, or so near.
             Unavailable: no room on the disk.
         """
+        self._check_possible(goal)
         entries: list[_Entry] = []
         aim = goal
         for attempt in range(_ATTEMPTS):
@@ -182,6 +183,13 @@ class Shrinker:
             least_bits=least,
             source_hash=self.source_hash,
         )
+
+    def _check_possible(self, goal: Goal) -> None:
+        """Raises DoesNotFit at once, before costs are measured, where even the smallest formats are too large."""
+        known = self.sensitivity.moments
+        matrices = [t for t in self.model.tensors if stock.is_quantized(t) and t.name in known]
+        if goal.max_kld is None:
+            self.allocate([menu.item(t, dict.fromkeys(menu.kinds_for(t), 0.0)) for t in matrices], goal)
 
     def allocate(self, items: Sequence[Item], goal: Goal) -> Allocation:
         """The least predicted divergence within the bytes, or the least bytes within the divergence.

@@ -130,19 +130,7 @@ def build(parser: argparse.ArgumentParser) -> None:
 """
     parser.add_argument("model", nargs="?", metavar="MODEL", help=_MODEL)
     parser.add_argument("--out", required=True, metavar="FILE", help="the file to write")
-    group = parser.add_argument_group("limit (exactly one)")
-    group.add_argument("--size", type=parse_size, metavar="SIZE", help="of the whole file, like 4GiB")
-    group.add_argument(
-        "--bpw", type=_number("--bpw", "4.5"), metavar="X", help="bits per weight, the mean over all matrices"
-    )
-    group.add_argument(
-        "--max-kld", type=_number("--max-kld", "0.05"), metavar="X",
-        help="KL divergence against the source, measured, in nats per token; the smallest file within it",
-    )  # fmt: skip
-    group.add_argument(
-        "--min-decode", type=_number("--min-decode", "10"), metavar="T",
-        help="decode speed in tokens per second, by the read rate of this machine's memory",
-    )  # fmt: skip
+    _one_limit(parser)
     parser.add_argument(
         "--sensitivity", metavar="FILE", help="from `penjing calibrate`; left out: a prior is assumed"
     )
@@ -187,6 +175,22 @@ def models(parser: argparse.ArgumentParser) -> None:
   penjing models --json
   penjing plan Qwen3-30B-A3B --on "Desktop DDR5-5600 32GB"
 """
+
+
+def _one_limit(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("limit (exactly one)")
+    group.add_argument("--size", type=parse_size, metavar="SIZE", help="of the whole file, like 4GiB")
+    group.add_argument(
+        "--bpw", type=_number("--bpw", "4.5"), metavar="X", help="bits per weight, the mean over all matrices"
+    )
+    group.add_argument(
+        "--max-kld", type=_number("--max-kld", "0.05"), metavar="X",
+        help="KL divergence against the source, measured, in nats per token; the smallest file within it",
+    )  # fmt: skip
+    group.add_argument(
+        "--min-decode", type=_number("--min-decode", "10"), metavar="T",
+        help="decode speed in tokens per second, by the read rate of this machine's memory",
+    )  # fmt: skip
 
 
 def _text(parser: argparse.ArgumentParser, what: str, n_tokens: int, tokens_help: str) -> None:

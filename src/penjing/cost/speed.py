@@ -24,6 +24,7 @@ from penjing.rates import Knobs, Rates, Timing
 # What runs differ by between one minute and the next on the same machine, beyond the spread of a short
 # series: half-width of the interval, relative. Seen on shared virtual machines; see docs/log.md.
 _DRIFT = 0.08
+_MOST_ATTENTION = 0.5  # of the time of a token at the least depth timed, which is short
 _SINGLE_ERROR = 0.05  # of a point with one sample, relative
 
 
@@ -84,9 +85,13 @@ def decode_seconds(rates: Rates, settings: Settings, depth: int, tokens: int) ->
     if not points or share is None:
         return None
     first = points[0]
-    # a little below the first timed depth attention saves next to nothing, and a disturbed timing of it much
-    further = max(0.0, (depth + tokens / 2) - (first.depth + first.tokens / 2))
-    one = Seconds({first: 1 / first.tokens}) + share * further
+    middle = first.depth + first.tokens / 2
+    here = Seconds({first: 1 / first.tokens})
+    if (
+        share.value * middle > _MOST_ATTENTION * here.value
+    ):  # a disturbed timing at depth, which would gain below it
+        share = share * (_MOST_ATTENTION * here.value / (share.value * middle))
+    one = here + share * (depth + tokens / 2 - middle)
     return one * tokens
 
 

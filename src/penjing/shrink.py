@@ -188,8 +188,11 @@ class Shrinker:
         """Raises DoesNotFit at once, before costs are measured, where even the smallest formats are too large."""
         known = self.sensitivity.moments
         matrices = [t for t in self.model.tensors if stock.is_quantized(t) and t.name in known]
-        if goal.max_kld is None:
-            self.allocate([menu.item(t, dict.fromkeys(menu.kinds_for(t), 0.0)) for t in matrices], goal)
+        items = [menu.item(t, dict.fromkeys(menu.kinds_for(t), 0.0)) for t in matrices]
+        if goal.max_bytes is not None:
+            _check_least(items, goal.max_bytes, self._fixed_bytes(items))
+        if goal.bits_per_weight is not None:
+            _check_least_bits(*self._counted(items), goal.bits_per_weight)
 
     def allocate(self, items: Sequence[Item], goal: Goal) -> Allocation:
         """The least predicted divergence within the bytes, or the least bytes within the divergence.
@@ -204,11 +207,15 @@ class Shrinker:
             _check_least(items, goal.max_bytes, fixed)
             return least_kld(items, goal.max_bytes - fixed)
         assert goal.bits_per_weight is not None
+        counted, weights = self._counted(items)
+        _check_least_bits(counted, weights, goal.bits_per_weight)
+        return self._with_embedding(items, least_kld(counted, int(goal.bits_per_weight * weights / 8)))
+
+    def _counted(self, items: Sequence[Item]) -> tuple[list[Item], int]:
+        """What bits per weight count, and how many weights that is."""
         counted = [item for item in items if not self._looked_up(item)]
         names = {item.names[0] for item in counted}
-        weights = sum(t.n_weights for t in self.model.tensors if t.name in names)
-        _check_least_bits(counted, goal.bits_per_weight, weights)
-        return self._with_embedding(items, least_kld(counted, int(goal.bits_per_weight * weights / 8)))
+        return counted, sum(t.n_weights for t in self.model.tensors if t.name in names)
 
     def finalists(self, items: Sequence[Item], goal: Goal, count: int) -> dict[str, Allocation]:
         """The allocation, variants of it that fear large losses less and more, and the best ready-made mix."""
@@ -353,7 +360,7 @@ def _check_least(items: Sequence[Item], max_bytes: int, fixed_bytes: int) -> Non
         )
 
 
-def _check_least_bits(items: Sequence[Item], bits_per_weight: float, n_weights: int) -> None:
+def _check_least_bits(items: Sequence[Item], n_weights: int, bits_per_weight: float) -> None:
     """Raises DoesNotFit with the bits per weight of the smallest formats."""
     least = 8 * sum(min(c.n_bytes for c in item.choices) for item in items) / n_weights
     if least > bits_per_weight:

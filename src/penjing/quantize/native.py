@@ -48,6 +48,8 @@ class Native:
         if kind in _PLAIN:
             return _PLAIN[kind](rows).view(np.uint8).reshape(n_rows, row_bytes)
         weights = self._ffi.NULL
+        if importance is None and self.needs_importance(kind):  # without any, the library would abort
+            importance = np.ones(n_columns, dtype=np.float32)
         if importance is not None and kind not in IGNORES_IMPORTANCE:
             importance = np.ascontiguousarray(importance, dtype=np.float32)
             if importance.shape != (n_columns,):

@@ -262,7 +262,7 @@ def test_ctrl_c_in_a_conversation_ends_the_answer_alone(terminal: Terminal):
     terminal.see("sea.\r\n")
     terminal.see(" ")
     terminal.command.process.send_signal(signal.SIGINT)
-    shown = terminal.see("> ", limit_seconds=5)
+    shown = terminal.see("\r\n> ", limit_seconds=5)  # the text may have a "> " of its own
     terminal.command.process.send_signal(signal.SIGINT)
 
     assert terminal.command.finish(20).code == 130

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import re
+import select
 import signal
+import socket
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -117,15 +119,31 @@ def _converse(session: Session, here: Here, args: argparse.Namespace) -> int:
     """One turn for each line typed, until the end of input."""
     messages = [Message("system", args.system)] if args.system else []
     while True:
-        try:
-            line = input("> ")
-        except EOFError:
+        line = _typed()
+        if not line:
             print(file=sys.stderr)
             return 0
         if line.strip():
-            messages.append(Message("user", line))
+            messages.append(Message("user", line.removesuffix("\n")))
             _, text = _answer(session, here, args, messages)
             messages.append(Message("assistant", text))
+
+
+def _typed() -> str:
+    """A line with its end, or nothing at the end of input.
+
+    `input` loses a Ctrl-C that comes between its prompt and its read; here it wakes the waiting.
+    """
+    print("> ", end="", flush=True)
+    woken, wakes = socket.socketpair()
+    with woken, wakes:
+        wakes.setblocking(False)
+        before = signal.set_wakeup_fd(wakes.fileno())
+        try:
+            select.select([sys.stdin, woken], [], [])
+            return sys.stdin.readline()
+        finally:
+            signal.set_wakeup_fd(before)
 
 
 def _answer(

@@ -8,26 +8,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.random import default_rng
 
+from penjing.errors import EngineDied
 from penjing.formats import BY_NAME
-from penjing.quality.sensitivity import Moments, divergences
+from penjing.quality.sensitivity import Form, Moments, divergences
 from penjing.quantize import errors
 from penjing.quantize.codes import CODECS, affine, pack, unpack
+from penjing.quantize.helpers import Helpers
 from penjing.quantize.native import IGNORES_IMPORTANCE, Native
-from penjing.quantize.rounding import Metric, losses, refine
+from penjing.quantize.rounding import Metric, refine
 
 NATIVE = Native(2)
 ROWS = default_rng(1).normal(size=(24, 512)).astype(np.float32)
 EVERY = [k for k in BY_NAME if k not in ("q8_1", "q8_K", "i8", "i16", "i32", "i64", "f64")]
 
 
-def hessian(columns: int, seed: int = 2) -> np.ndarray:
-    """Second moments of correlated inputs, as activations are."""
+def form(columns: int, seed: int = 2) -> Form:
+    """Second moments of correlated inputs, as activations are; of full rank, all in directions."""
     draw = default_rng(seed)
     inputs = draw.normal(size=(4 * columns, columns)) @ (
         np.eye(columns) + 0.3 * draw.normal(size=(columns, columns)) / 8
     )
     inputs *= np.exp(draw.normal(size=columns))
-    return (inputs.T @ inputs / len(inputs)).astype(np.float32)
+    factor = np.linalg.cholesky(inputs.T @ inputs / len(inputs))
+    return Form(np.zeros(columns, np.float32), np.ascontiguousarray(factor.T, dtype=np.float32))
 
 
 @pytest.mark.parametrize("kind", EVERY)
@@ -70,10 +73,10 @@ def test_any_codes_can_be_packed(kind, seed):
 @pytest.mark.parametrize("kind", CODECS)
 def test_refining_lowers_the_loss_of_every_row(kind):
     """No row gets worse, and for four bits and more the whole gets better by a fifth."""
-    h = hessian(512)
-    data = NATIVE.quantize(kind, ROWS, np.diag(h).copy())
+    h = form(512)
+    data = NATIVE.quantize(kind, ROWS, h.diagonal())
     refined = refine(kind, ROWS, data, Metric(h), NATIVE.dequantize)
-    before, after = (losses(ROWS, NATIVE.dequantize(kind, d), h) for d in (data, refined))
+    before, after = (h.losses(NATIVE.dequantize(kind, d) - ROWS) for d in (data, refined))
 
     assert refined.shape == data.shape
     assert (after <= before * 1.0001 + 1e-4 * before.mean()).all()
@@ -84,7 +87,7 @@ def test_grids_that_are_no_scalars_stay():
     """IQ3 and IQ2 codes stand for several weights at once: they are not touched."""
     data = NATIVE.quantize("iq3_s", ROWS, np.ones(512, np.float32))
 
-    assert refine("iq3_s", ROWS, data, Metric(hessian(512)), NATIVE.dequantize) is data
+    assert refine("iq3_s", ROWS, data, Metric(form(512)), NATIVE.dequantize) is data
 
 
 @pytest.mark.parametrize("kind", ["q4_0", "q4_K", "iq4_nl", "q3_K", "q8_0", "mxfp4"])
@@ -110,7 +113,7 @@ def test_threads_change_nothing():
 @pytest.mark.parametrize("kind", ["q4_0", "q4_K"])
 def test_wide_matrices_are_refined_in_parts(kind, monkeypatch):
     """Taken apart into spans of columns the rounding still gets better, and every span keeps its bytes' place."""
-    monkeypatch.setattr(errors, "_WIDEST", 256)
+    monkeypatch.setattr(errors, "WIDEST", 256)
     directions = default_rng(3).normal(size=(6, 512)).astype(np.float32)
     inputs = (directions**2).sum(axis=0) + 0.5
     moments = Moments(inputs, np.ones(24, np.float32), np.array(1), directions)
@@ -120,3 +123,36 @@ def test_wide_matrices_are_refined_in_parts(kind, monkeypatch):
 
     assert [m.columns for m in under] == [slice(0, 256), slice(256, 512)]
     assert after < 0.8 * before
+
+
+def test_the_factor_inverts_h():
+    """UᵀU·H is the identity, whatever the width and the number of directions."""
+    for width, rank in ((7, 3), (100, 20), (512, 0)):
+        wide = default_rng(width).normal(size=(rank, width)).astype(np.float32)
+        metric = Metric(Form(np.full(width, 0.5, np.float32), wide))
+        h = metric.form.full()[np.ix_(metric.order, metric.order)]
+
+        np.testing.assert_allclose(np.tril(metric.upper, -1), 0, atol=1e-9)
+        np.testing.assert_allclose(metric.upper.T @ metric.upper @ h, np.eye(width), atol=2e-3)
+
+
+def test_helpers_give_the_same_bytes():
+    """A process apart rounds as this one does, batch by batch, with and without directions."""
+    wide = default_rng(3).normal(size=(6, 512)).astype(np.float32)
+    for directions in (wide, None):
+        moments = Moments((wide**2).sum(axis=0) + 0.5, np.ones(24, np.float32), np.array(1), directions)
+        here = errors.quantized(NATIVE, "q4_K", ROWS, moments, errors.metrics(moments))
+        with Helpers(2) as helpers:
+            apart = [helpers.quantized("m", "q4_K", ROWS, moments) for _ in range(3)]
+
+        assert all((data == here).all() for data in apart)
+
+
+def test_a_killed_helper_is_one_error():
+    """Whoever kills it, memory or a person: the build ends with what happened, and nothing hangs."""
+    moments = Moments(np.ones(512, np.float32), np.ones(24, np.float32), np.array(1))
+    with Helpers(1) as helpers:
+        helpers.quantized("m", "q4_0", ROWS, moments)
+        helpers._started[0].process.kill()
+        with pytest.raises(EngineDied, match="the helper that rounds ended by SIGKILL"):
+            helpers.quantized("m", "q4_0", ROWS, moments)

@@ -36,7 +36,7 @@ def moments(seed: int = 0, columns: int = 64, rows: int = 8, k: int = 5) -> Mome
 def test_the_divergence_is_the_quadratic_form_of_h(seed, factor):
     """½·Δ·H·Δᵀ of each row, and so with the square of the error."""
     m, error = moments(seed), default_rng(seed + 1).normal(size=(8, 64)).astype(np.float32)
-    expected = 0.5 * np.einsum("ij,jk,ik->i", error, m.hessian(), error)
+    expected = 0.5 * np.einsum("ij,jk,ik->i", error, m.form().full(), error)
 
     np.testing.assert_allclose(divergences(error, m), expected, rtol=1e-3)
     np.testing.assert_allclose(divergences(factor * error, m), factor**2 * expected, rtol=2e-3)
@@ -46,7 +46,7 @@ def test_h_keeps_its_diagonal():
     """Directions move strength off the diagonal, they add none to it."""
     m = moments()
 
-    np.testing.assert_allclose(np.diag(m.hessian()), m.inputs, rtol=1e-5)
+    np.testing.assert_allclose(np.diag(m.form().full()), m.inputs, rtol=1e-5)
 
 
 def test_noise_goes_with_the_blocks_of_activations():

@@ -10,11 +10,11 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
-from threading import Lock
 from typing import BinaryIO, TypeVar
 
 import msgspec
@@ -29,14 +29,16 @@ from penjing.gguf.writer import Frame, Value, frame_of
 from penjing.progress import Bar
 from penjing.quality.sensitivity import Moments, Sensitivity
 from penjing.quality.stock import FILE_TYPES
-from penjing.quantize.errors import metrics, quantized
+from penjing.quantize.codes import CODECS
+from penjing.quantize.errors import quantized
+from penjing.quantize.helpers import Helpers, helper_bytes
 from penjing.quantize.native import Native
-from penjing.quantize.rounding import Metric
-from penjing.quantize.tensors import Tensors
+from penjing.quantize.tensors import PIECE_BYTES, Tensors
 from penjing.units import show_bytes
 
 W = TypeVar("W")
 _HASH_BYTES = 2**22
+_MEMORY_BYTES = 10**9  # that a build may take, beside some times its largest tensor
 _COMMON_FILE_TYPES = {name.lower(): number for name, number in FILE_TYPES.items()}
 
 
@@ -60,6 +62,9 @@ class _Piece(Struct, frozen=True):
     stop: int
 
 
+_Made = tuple[_Piece, np.ndarray]
+
+
 class Builder:
     """Builds files from one source with one sensitivity. Files that it has built lend their tensors to later ones."""
 
@@ -67,8 +72,6 @@ class Builder:
         self._header, self._sensitivity, self._native = header, sensitivity, native
         self.tensors = Tensors(header, native)
         self._built: list[tuple[Recipe, Tensors]] = []
-        self._metrics: dict[tuple[str, int], list[Metric]] = {}
-        self._lock = Lock()
 
     def build(self, recipe: Recipe, out: Path, bar: Bar) -> str:
         """Write `out`, or go on with it where it was interrupted; returns its SHA-256.
@@ -82,8 +85,9 @@ class Builder:
         title, places = _title(recipe, frame), {info.name: info for info in frame.tensors}
         if not _is_whole(out, journal, title, frame):
             done = _open_part(part, journal, frame, title)
-            with part.open("r+b") as file, journal.open("ab") as log:
-                for piece, data in self._pieces(recipe, frame, done):
+            made = closing(self._pieces(recipe, frame, done))
+            with part.open("r+b") as file, journal.open("ab") as log, made as pieces:
+                for piece, data in pieces:
                     _write(file, log, piece, data, places[piece.name])
                     bar.advance(data.nbytes)
                 os.fsync(file.fileno())
@@ -91,7 +95,9 @@ class Builder:
         self._built.append((recipe, Tensors(read_header(out), self._native)))
         return _sha256(out)
 
-    def _pieces(self, recipe: Recipe, frame: Frame, done: set[_Piece]) -> Iterator[tuple[_Piece, np.ndarray]]:
+    def _pieces(
+        self, recipe: Recipe, frame: Frame, done: set[_Piece]
+    ) -> Generator[tuple[_Piece, np.ndarray], None, None]:
         """What is not yet in the file, in the order of the file, a few ahead of the one that is written."""
         waiting = [
             (_Piece(info.name, *place), info)
@@ -99,21 +105,29 @@ class Builder:
             for place in self.tensors.pieces(info.name)
             if _Piece(info.name, *place) not in done
         ]
-        with ThreadPoolExecutor(self._native.threads) as pool:
-            for (piece, _), data in _ahead(
-                pool, lambda p: self._made(recipe, *p), waiting, self._native.threads
-            ):
+        count = self._helper_count()
+        with ThreadPoolExecutor(count) as pool, Helpers(count) as helpers:
+            made = _ahead(pool, lambda p: self._made(recipe, helpers, *p), waiting, count + 1)
+            for (piece, _), data in made:
                 yield piece, data
 
-    def _made(self, recipe: Recipe, piece: _Piece, info: TensorInfo) -> np.ndarray:
+    def _helper_count(self) -> int:
+        """One for each core, as far as all together stay within the memory that a build may take."""
+        widest = max(info.shape[0] for info in self._header.tensors if len(info.shape) > 1)
+        largest = max(info.n_bytes for info in self._header.tensors)
+        each = helper_bytes(widest, PIECE_BYTES) + 3 * PIECE_BYTES
+        return max(1, min(self._native.threads, (_MEMORY_BYTES + 2 * largest) // each))
+
+    def _made(self, recipe: Recipe, helpers: Helpers, piece: _Piece, info: TensorInfo) -> np.ndarray:
         """The bytes of some rows in their new type; what keeps its type is copied, from the source or a file before."""
         lender = self._lender(recipe, info)
         if lender is not None:
             return lender.raw(info.name, piece.start, piece.stop)
         rows = self.tensors.rows(info.name, np.arange(piece.start, piece.stop))
         moments = self._moments(piece)
-        under = self._under(piece.name, piece.expert) if moments and recipe.refined else []
-        return quantized(self._native, info.type, rows, moments, under)
+        if moments is not None and recipe.refined and info.type in CODECS:
+            return helpers.quantized(f"{piece.name} {piece.expert}", info.type, rows, moments)
+        return quantized(self._native, info.type, rows, moments)
 
     def _lender(self, recipe: Recipe, info: TensorInfo) -> Tensors | None:
         if info.type == self.tensors.infos[info.name].type:
@@ -123,19 +137,6 @@ class Builder:
             if alike and tensors.infos[info.name].type == info.type:
                 return tensors
         return None
-
-    def _under(self, name: str, expert: int) -> list[Metric]:
-        """Kept for a few matrices: the pieces of one follow each other."""
-        with self._lock:
-            found = self._metrics.get((name, expert))
-            if found is None:
-                moments = self._moments(_Piece(name, expert, 0, 0))
-                assert moments is not None
-                found = metrics(moments)
-                self._metrics = dict([*self._metrics.items()][-self._native.threads :]) | {
-                    (name, expert): found
-                }
-            return found
 
     def _moments(self, piece: _Piece) -> Moments | None:
         moments = self._sensitivity.moments.get(piece.name) if self._sensitivity else None

@@ -175,35 +175,35 @@ class _Scores(Struct, frozen=True):
 
 
 def _gather(session: Session, tokens: Sequence[int], path: Path) -> np.ndarray:
-    """Raises BadFile: the model computes what is no number, as weights that are none make it do."""
+    """Log-probabilities of the next token after every token, float32 (tokens, vocabulary).
+
+    Raises:
+        BadFile: the model computes what is no number, as weights that are none make it do.
+    """
     rows = np.empty((len(tokens), session.vocabulary), dtype=np.float32)
     at = 0
     for block in session.logits(tokens):
-        rows[at : at + len(block)] = block
+        rows[at : at + len(block)] = log_softmax(block)
         at += len(block)
     if np.isnan(rows).any():
         raise BadFile(f"`{path}` computes NaN: some of its weights are no numbers", fetch_again(str(path)))
     return rows
 
 
-def _score(expected: np.ndarray, rows: np.ndarray, tokens: Sequence[int]) -> _Scores:
+def _score(expected: np.ndarray, found: np.ndarray, tokens: Sequence[int]) -> _Scores:
     """The last position predicts nothing that the sequence holds; it counts for the divergence alone."""
     klds, sames = [], []
     for at in range(0, len(tokens), _ROWS):
-        p, q = log_softmax(expected[at : at + _ROWS]), log_softmax(rows[at : at + _ROWS])
+        p, q = expected[at : at + _ROWS], found[at : at + _ROWS]
         klds.append((np.exp(p) * (p - q)).sum(axis=1, dtype=np.float64))
         sames.append(p.argmax(axis=1) == q.argmax(axis=1))
     kld = np.maximum(np.concatenate(klds), 0)
-    return _Scores(kld, np.concatenate(sames), _losses(expected, tokens), _losses(rows, tokens))
+    return _Scores(kld, np.concatenate(sames), _losses(expected, tokens), _losses(found, tokens))
 
 
-def _losses(logits: np.ndarray, tokens: Sequence[int]) -> np.ndarray:
+def _losses(logarithms: np.ndarray, tokens: Sequence[int]) -> np.ndarray:
     """Negative log-likelihood of each token after the first."""
-    losses = []
-    for at in range(0, len(tokens), _ROWS):
-        following = np.asarray(tokens[at + 1 : at + 1 + _ROWS])
-        losses.append(-log_softmax(logits[at : at + len(following)])[np.arange(len(following)), following])
-    return np.concatenate(losses)
+    return np.asarray(-logarithms[np.arange(len(tokens) - 1), np.asarray(tokens[1:])])
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

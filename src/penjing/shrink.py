@@ -36,7 +36,7 @@ from penjing.units import show_bytes, show_number
 
 Say = Callable[[str], None]
 _EMBEDDING = "token_embd.weight"
-_CHOICE_TOKENS, _REPORT_TOKENS = 4096, 8192
+_CHOICE_TOKENS, _REPORT_TOKENS = 2048, 4096
 _ATTEMPTS = 3  # at a limit on the measured divergence
 _SAFETY = 0.97
 _FRONTIER_POINTS = 8

@@ -60,11 +60,11 @@ class Child:
         self._listener = threading.Thread(target=self._collect_log, daemon=True)
         self._listener.start()
 
-    def send(self, document: bytes) -> None:
+    def send(self, document: bytes, payload: bytes = b"") -> None:
         """Raises EngineDied if the child is gone."""
         assert self.process.stdin is not None
         try:
-            self.process.stdin.write(pack(document))
+            self.process.stdin.write(pack(document, payload))
             self.process.stdin.flush()
         except (BrokenPipeError, ValueError) as error:
             raise self.died() from error

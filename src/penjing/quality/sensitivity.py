@@ -26,6 +26,30 @@ ACTIVATION_BLOCKS = (
 )  # activations that share a scale: for types in blocks of 32 and 64, and of 256 weights
 
 
+class Form(Struct, frozen=True):
+    """diag(rest) + wideᵀ·wide, kept in its parts: using it costs what its rank is, not its width.
+
+    Units:
+        rest: float32 (columns,). wide: float32 (k, columns).
+    """
+
+    rest: Floats
+    wide: Floats
+
+    def diagonal(self) -> Floats:
+        return np.asarray(self.rest + (self.wide * self.wide).sum(axis=0))
+
+    def full(self, columns: slice = slice(None)) -> Floats:
+        """The whole matrix, or what two of some columns have in common."""
+        wide = self.wide[:, columns]
+        return np.asarray(wide.T @ wide + np.diag(self.rest[columns]))
+
+    def losses(self, error: Floats) -> Floats:
+        """Δ·H·Δᵀ of each row of `error`, float32 (rows, columns)."""
+        along = error @ self.wide.T
+        return np.asarray((error * error) @ self.rest + (along * along).sum(axis=1))
+
+
 class Moments(Struct, frozen=True):
     """Of one matrix, or of each expert of a stack.
 
@@ -57,16 +81,13 @@ class Moments(Struct, frozen=True):
         large = BY_NAME[kind].block_weights == ACTIVATION_BLOCKS[1]
         return float(self.noise[..., int(large)].sum())
 
-    def hessian(self, columns: slice = slice(None)) -> Floats:
-        """H in full, of some columns: float32 (columns, columns)."""
-        rest = self.inputs[columns].astype(np.float32)
-        full = np.zeros((len(rest), len(rest)), dtype=np.float32)
-        if self.directions is not None:
-            wide = self.directions[:, columns].astype(np.float32)
-            full += wide.T @ wide
-            rest = np.maximum(rest - (wide * wide).sum(axis=0), 0)
-        full[np.diag_indices_from(full)] += rest
-        return full
+    def form(self, columns: slice = slice(None)) -> Form:
+        """H of some columns."""
+        inputs = self.inputs[columns].astype(np.float32)
+        if self.directions is None:
+            return Form(inputs, np.empty((0, len(inputs)), dtype=np.float32))
+        wide = self.directions[:, columns].astype(np.float32)
+        return Form(np.maximum(inputs - (wide * wide).sum(axis=0), 0), wide)
 
 
 class Sensitivity(Struct, frozen=True):
@@ -87,9 +108,4 @@ class Sensitivity(Struct, frozen=True):
 
 def divergences(error: Floats, moments: Moments) -> Floats:
     """½ Δ_i·H·Δ_iᵀ of each row i, before its weight g_i. `error`: float32 (rows, columns)."""
-    if moments.directions is None:
-        return np.asarray(0.5 * (error * error) @ moments.inputs.astype(np.float32))
-    wide = moments.directions.astype(np.float32)
-    rest = np.maximum(moments.inputs.astype(np.float32) - (wide * wide).sum(axis=0), 0)
-    along = error @ wide.T
-    return np.asarray(0.5 * ((error * error) @ rest + (along * along).sum(axis=1)))
+    return np.asarray(0.5 * moments.form().losses(error))

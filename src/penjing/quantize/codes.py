@@ -99,9 +99,16 @@ def _shifts(plane: Plane) -> np.ndarray:
 def affine(codec: Codec, data: Bytes, dequantize: Callable[[str, Bytes], Floats]) -> tuple[Floats, Floats]:
     """(scale, offset) of every weight, float32 (rows, weights), as the engine's dequantizer applies them."""
     low, high = int(np.argmin(codec.levels)), int(np.argmax(codec.levels))
-    shape = len(data), data.shape[1] // BY_NAME[codec.type].block_bytes * BY_NAME[codec.type].block_weights
-    at_low, at_high = (
-        dequantize(codec.type, pack(codec, data, np.full(shape, code, np.uint8))) for code in (low, high)
-    )
+    at_low, at_high = (dequantize(codec.type, _filled(codec, data, code)) for code in (low, high))
     scale = (at_high - at_low) / np.float32(codec.levels[high] - codec.levels[low])
     return scale, at_low - scale * np.float32(codec.levels[low])
+
+
+def _filled(codec: Codec, data: Bytes, code: int) -> Bytes:
+    """A copy of `data` in which every weight has one code."""
+    kind = BY_NAME[codec.type]
+    blank, full = (np.full((1, kind.block_bytes), byte, dtype=np.uint8) for byte in (0, 255))
+    codes = np.full((1, kind.block_weights), code, dtype=np.uint8)
+    pattern, kept = pack(codec, blank, codes), pack(codec, full, np.zeros_like(codes))
+    blocks = data.reshape(len(data), -1, kind.block_bytes)
+    return np.asarray(blocks & kept | pattern).reshape(data.shape)

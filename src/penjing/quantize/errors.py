@@ -20,7 +20,7 @@ from penjing.quantize.tensors import Tensors
 
 SAMPLE_ROWS = 96
 _EXPERTS = 8  # of a stack that are sampled
-_WIDEST = 4096  # columns: their H and its factors take some 500 MB
+WIDEST = 4096  # columns: their H and its factors take some 500 MB
 _EVEN = 0.1  # share of the draw that ignores gradients, so that no row is never seen
 
 
@@ -70,10 +70,10 @@ def importance(moments: Moments) -> np.ndarray:
 
 
 def metrics(moments: Moments) -> list[Metric]:
-    """What rounding is refined under. Wide matrices are taken apart, for H grows with the square of the width."""
+    """What rounding is refined under. Wide matrices are taken apart: factors grow with the square of the width."""
     width = len(moments.inputs)
-    spans = [slice(start, min(start + _WIDEST, width)) for start in range(0, width, _WIDEST)]
-    return [Metric(moments.hessian(span), span) for span in spans]
+    spans = [slice(start, min(start + WIDEST, width)) for start in range(0, width, WIDEST)]
+    return [Metric(moments.form(span), span) for span in spans]
 
 
 def quantized(

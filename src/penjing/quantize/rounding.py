@@ -20,9 +20,10 @@ import numpy as np
 from msgspec import Struct
 
 from penjing.formats import BY_NAME
+from penjing.quality.sensitivity import Form
 from penjing.quantize.codes import CODECS, Bytes, Codec, Floats, affine, pack, unpack
 
-_BLOCK = 128  # columns between two updates of all that follow: few enough for the cache, enough for BLAS
+_BLOCK = 32  # columns between two updates of what they add up to: few enough for the cache, enough for BLAS
 _DAMPING = 0.01  # of the mean diagonal, so that H can be inverted whatever was sampled
 
 # Byte of the half-precision scale (and of the minimum, where there is one) in a block.
@@ -32,28 +33,37 @@ _SCALES = {
 }  # fmt: skip
 
 Dequantize = Callable[[str, Bytes], Floats]
+Scales = tuple[Floats, Floats]  # scale and offset of every weight
 
 
 class Metric:
     """H of some columns of a matrix, ready for use: damped so that it can be inverted, factored once for all rows."""
 
-    def __init__(self, hessian: np.ndarray, columns: slice = slice(None)) -> None:
+    def __init__(self, form: Form, columns: slice = slice(None)) -> None:
         self.columns = columns
-        self.hessian = np.array(hessian, dtype=np.float32)
-        mean = float(np.trace(self.hessian)) / len(self.hessian)
-        self.hessian[np.diag_indices_from(self.hessian)] += _DAMPING * (mean or 1.0)
-
-    @cached_property
-    def order(self) -> np.ndarray:
-        """Columns, the most important first."""
-        return np.argsort(-np.diag(self.hessian), kind="stable")
+        diagonal = form.diagonal()
+        mean = float(diagonal.mean()) or 1.0
+        self.form = Form(form.rest + np.float32(_DAMPING * mean), form.wide)
+        self.order = np.argsort(-diagonal, kind="stable")  # the most important first
 
     @cached_property
     def upper(self) -> np.ndarray:
         """U, upper triangular, with UᵀU = H⁻¹ of the ordered columns."""
-        ordered = self.hessian[np.ix_(self.order, self.order)].astype(np.float64)
-        flipped = np.linalg.cholesky(ordered[::-1, ::-1])[::-1, ::-1]  # H = flipped·flippedᵀ
-        return np.ascontiguousarray(np.linalg.inv(flipped), dtype=np.float32)
+        ordered = Form(self.form.rest[self.order], self.form.wide[:, self.order]).full().astype(np.float64)
+        flipped = np.linalg.cholesky(ordered[::-1, ::-1])  # H = Jᵀ·L·Lᵀ·J, with J that turns the order around
+        return np.ascontiguousarray(_inverse_of_lower(flipped)[::-1, ::-1], dtype=np.float32)
+
+
+def _inverse_of_lower(matrix: np.ndarray) -> np.ndarray:
+    """Of a lower triangular matrix, by halves: a third of the work of a general inverse, all in products."""
+    n = len(matrix)
+    if n <= _BLOCK:
+        return np.linalg.inv(matrix)
+    half, inverse = n // 2, np.zeros_like(matrix)
+    inverse[:half, :half] = first = _inverse_of_lower(matrix[:half, :half])
+    inverse[half:, half:] = second = _inverse_of_lower(matrix[half:, half:])
+    inverse[half:, :half] = -second @ (matrix[half:, :half] @ first)
+    return inverse
 
 
 class _State(Struct):
@@ -64,11 +74,10 @@ class _State(Struct):
     scale: Floats
     offset: Floats
     value: Floats
-    hessian: np.ndarray
 
 
 def refine(
-    kind: str, rows: Floats, data: Bytes, metric: Metric, dequantize: Dequantize, sweeps: int = 2
+    kind: str, rows: Floats, data: Bytes, metric: Metric, dequantize: Dequantize, sweeps: int = 1
 ) -> Bytes:
     """`data`, the quantized `rows`, with better codes and scales under `metric`.
 
@@ -76,60 +85,55 @@ def refine(
     """
     if kind not in CODECS:
         return data
-    codec, hessian = CODECS[kind], metric.hessian
-    best, least = data, losses(rows, dequantize(kind, data), hessian)
-    tried = pack(codec, data, _feedback(_state(codec, rows, data, hessian, dequantize), metric))
-    for sweep in range(sweeps + 1):
-        best, least = _better(kind, rows, hessian, dequantize, best, least, tried)
-        if sweep < sweeps:
-            tried = _rescaled(codec, rows, best, hessian, dequantize)
-            best, least = _better(kind, rows, hessian, dequantize, best, least, tried)
-            tried = pack(codec, best, _swept(_state(codec, rows, best, hessian, dequantize)))
+    codec, form = CODECS[kind], metric.form
+    best, least = data, form.losses(dequantize(kind, data) - rows)
+    scales = affine(codec, data, dequantize)
+    tried = pack(codec, data, _feedback(_state(codec, rows, data, scales, dequantize), metric))
+    best, least = _better(kind, rows, form, dequantize, best, least, tried)
+    for _ in range(sweeps):
+        tried = _rescaled(codec, rows, best, scales, form, dequantize)
+        best, least = _better(kind, rows, form, dequantize, best, least, tried)
+        scales = affine(codec, best, dequantize)
+        tried = pack(codec, best, _swept(_state(codec, rows, best, scales, dequantize), form))
+        best, least = _better(kind, rows, form, dequantize, best, least, tried)
     return best
 
 
-def losses(rows: Floats, values: Floats, hessian: np.ndarray) -> np.ndarray:
-    """Δ·H·Δᵀ of every row."""
-    error = values - rows
-    return np.asarray(np.einsum("ij,ij->i", error @ hessian, error))
-
-
-def _better(kind: str, rows: Floats, hessian: np.ndarray, dequantize: Dequantize,
+def _better(kind: str, rows: Floats, form: Form, dequantize: Dequantize,
             best: Bytes, least: np.ndarray, tried: Bytes) -> tuple[Bytes, np.ndarray]:  # fmt: skip
     """Row by row the better of the two."""
-    found = losses(rows, dequantize(kind, tried), hessian)
+    found = form.losses(dequantize(kind, tried) - rows)
     better = found < least
     return np.where(better[:, None], tried, best), np.where(better, found, least)
 
 
-def _state(codec: Codec, rows: Floats, data: Bytes, hessian: np.ndarray, dequantize: Dequantize) -> _State:
-    scale, offset = affine(codec, data, dequantize)
+def _state(codec: Codec, rows: Floats, data: Bytes, scales: Scales, dequantize: Dequantize) -> _State:
     return _State(
         codec=codec,
         target=np.ascontiguousarray(rows.T),
-        scale=np.ascontiguousarray(scale.T),
-        offset=np.ascontiguousarray(offset.T),
+        scale=np.ascontiguousarray(scales[0].T),
+        offset=np.ascontiguousarray(scales[1].T),
         value=np.ascontiguousarray(dequantize(codec.type, data).T),
-        hessian=hessian,
     )
 
 
 class _Grid:
-    """Nearest code of a format for wanted levels, uniform or not."""
+    """Nearest code of a format for wanted levels, by a table of half steps: levels are whole numbers."""
 
     def __init__(self, codec: Codec) -> None:
-        order = np.argsort(codec.levels, kind="stable")
-        self.levels = np.asarray(codec.levels, dtype=np.float32)[order]
-        self.codes = order.astype(np.uint8)
-        self.uniform = bool((np.diff(self.levels) == 1).all())
-        self.middles = (self.levels[1:] + self.levels[:-1]) / 2
+        levels = np.asarray(codec.levels, dtype=np.float32)
+        self.low = 2 * levels.min()
+        middles = np.arange(self.low, 2 * levels.max() + 1) / 2 + 0.25  # where no two levels are equally near
+        nearest = np.abs(middles[:, None] - levels).argmin(axis=1)
+        self.codes, self.levels = nearest.astype(np.uint8), levels[nearest]
 
     def place(self, wanted: Floats) -> np.ndarray:
-        """Index into `levels` of the level nearest to each."""
-        if self.uniform:
-            clipped = np.clip(wanted, self.levels[0], self.levels[-1])
-            return np.asarray(np.rint(clipped) - self.levels[0], dtype=np.uint8)
-        return np.asarray(np.searchsorted(self.middles, wanted), dtype=np.uint8)
+        """Index into `codes` and `levels` of what is nearest to each."""
+        half = wanted * np.float32(2)
+        half -= self.low
+        np.maximum(half, 0, out=half)
+        np.minimum(half, len(self.codes) - 1, out=half)
+        return half.astype(np.intp)
 
 
 def _inverse(scale: Floats) -> Floats:
@@ -140,63 +144,67 @@ def _feedback(state: _State, metric: Metric) -> np.ndarray:
     """GPTQ with fixed scales, most important columns first; codes as (rows, columns)."""
     order, upper = metric.order, metric.upper
     grid, inverse = _Grid(state.codec), _inverse(state.scale)
-    left = state.target[order]
-    codes = np.empty(left.shape, dtype=np.uint8)
-    for start in range(0, len(left), _BLOCK):
-        stop = min(start + _BLOCK, len(left))
-        errors = np.empty((stop - start, left.shape[1]), dtype=np.float32)
-        for j in range(start, stop):
-            column = order[j]
-            place = grid.place((left[j] - state.offset[column]) * inverse[column])
+    codes = np.empty(state.target.shape, dtype=np.uint8)
+    errors = np.empty_like(state.target)
+    for start in range(0, len(order), _BLOCK):
+        stop = min(start + _BLOCK, len(order))
+        left = state.target[order[start:stop]] - upper[:start, start:stop].T @ errors[:start]
+        for n, column in enumerate(order[start:stop]):
+            j = start + n
+            place = grid.place((left[n] - state.offset[column]) * inverse[column])
             codes[column] = grid.codes[place]
             value = state.scale[column] * grid.levels[place] + state.offset[column]
-            error = (left[j] - value) / upper[j, j]
-            left[j + 1 : stop] -= upper[j, j + 1 : stop, None] * error
-            errors[j - start] = error
-        left[stop:] -= upper[start:stop, stop:].T @ errors
+            errors[j] = (left[n] - value) / upper[j, j]
+            left[n + 1 :] -= upper[j, j + 1 : stop, None] * errors[j]
     return np.asarray(codes.T)
 
 
-def _swept(state: _State) -> np.ndarray:
+def _swept(state: _State, form: Form) -> np.ndarray:
     """One pass of coordinate descent over all columns; codes as (rows, columns)."""
     grid, inverse = _Grid(state.codec), _inverse(state.scale)
-    value, hessian = state.value.copy(), state.hessian
-    pull = hessian @ (value - state.target)  # half the gradient
-    codes = np.empty(value.shape, dtype=np.uint8)
-    for start in range(0, len(value), _BLOCK):
-        stop = min(start + _BLOCK, len(value))
-        moved = np.empty((stop - start, value.shape[1]), dtype=np.float32)
-        for j in range(start, stop):
-            wanted = value[j] - pull[j] / hessian[j, j]
+    error = state.value - state.target
+    along = form.wide @ error
+    codes = np.empty(error.shape, dtype=np.uint8)
+    for start in range(0, len(error), _BLOCK):
+        span = slice(start, min(start + _BLOCK, len(error)))
+        near, wide = form.full(span), form.wide[:, span]
+        pull = wide.T @ along + form.rest[span, None] * error[span]  # half the gradient
+        moved = np.empty_like(pull)
+        for n in range(len(near)):
+            j = start + n
+            wanted = state.value[j] - pull[n] / near[n, n]
             place = grid.place((wanted - state.offset[j]) * inverse[j])
             codes[j] = grid.codes[place]
-            moved[j - start] = state.scale[j] * grid.levels[place] + state.offset[j] - value[j]
-            value[j] += moved[j - start]
-            pull[j + 1 : stop] += hessian[j, j + 1 : stop, None] * moved[j - start]
-        pull[stop:] += hessian[start:stop, stop:].T @ moved
+            moved[n] = state.scale[j] * grid.levels[place] + state.offset[j] - state.value[j]
+            pull[n + 1 :] += near[n, n + 1 :, None] * moved[n]
+        along += wide @ moved
     return np.asarray(codes.T)
 
 
-def _rescaled(codec: Codec, rows: Floats, data: Bytes, hessian: np.ndarray, dequantize: Dequantize) -> Bytes:
+def _rescaled(
+    codec: Codec, rows: Floats, data: Bytes, scales: Scales, form: Form, dequantize: Dequantize
+) -> Bytes:
     """Scales (and minima) by least squares, block after block, given the codes and all other blocks."""
     if codec.type not in _SCALES:
         return data
     size = BY_NAME[codec.type].block_weights
     blocks = data.reshape(len(data), -1, BY_NAME[codec.type].block_bytes).copy()
     fields = [_field(blocks, at) for at in _SCALES[codec.type]]
-    units = _units(codec, rows, data, fields, dequantize)
+    units = _units(codec, data, scales, fields)
     error = dequantize(codec.type, data) - rows
-    pull = error @ hessian
+    along = error @ form.wide.T
     for b in range(blocks.shape[1]):
         span = slice(b * size, (b + 1) * size)
+        wide = form.wide[:, span]
+        pull = along @ wide + error[:, span] * form.rest[span]
         basis = np.stack([unit[:, span] for unit in units], axis=1)  # (rows, 1 or 2, size)
-        spread = basis @ hessian[span, span]
-        step = _solve(spread @ basis.transpose(0, 2, 1), -(basis @ pull[:, span, None])[..., 0])
+        spread = basis @ form.full(span)
+        step = _solve(spread @ basis.transpose(0, 2, 1), -(basis @ pull[:, :, None])[..., 0])
         for n, field in enumerate(fields):
             old = field[:, b].astype(np.float32)
             field[:, b] = (old + step[:, n]).astype(np.float16)
             step[:, n] = field[:, b].astype(np.float32) - old
-        pull += np.einsum("rn,rns->rs", step, basis) @ hessian[span]
+        along += np.einsum("rn,rns->rs", step, basis) @ wide.T
     for at, field in zip(_SCALES[codec.type], fields, strict=True):
         blocks[:, :, at : at + 2] = field[:, :, None].view(np.uint8)
     return blocks.reshape(data.shape)
@@ -206,18 +214,16 @@ def _field(blocks: np.ndarray, at: int) -> np.ndarray:
     return np.ascontiguousarray(blocks[:, :, at : at + 2]).view(np.float16)[..., 0].copy()
 
 
-def _units(
-    codec: Codec, rows: Floats, data: Bytes, fields: list[np.ndarray], dequantize: Dequantize
-) -> list[Floats]:
+def _units(codec: Codec, data: Bytes, scales: Scales, fields: list[np.ndarray]) -> list[Floats]:
     """What one unit of each field adds to every weight, given the codes."""
-    scale, offset = affine(codec, data, dequantize)
+    scale, offset = scales
     levels = np.asarray(codec.levels, dtype=np.float32)[unpack(codec, data)]
     size = BY_NAME[codec.type].block_weights
     parts = [scale * levels, offset]
     wide = [np.repeat(field.astype(np.float32), size, axis=1) for field in fields]
     units = [part * _inverse(field) for part, field in zip(parts, wide, strict=False)]
     if codec.type in ("q4_1", "q5_1"):
-        units[1] = np.ones_like(rows)
+        units[1] = np.ones_like(scale)
     return units
 
 

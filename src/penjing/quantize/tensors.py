@@ -12,7 +12,7 @@ from penjing.gguf.header import Header, TensorInfo
 from penjing.quantize.native import Native
 from penjing.units import MIB
 
-_PIECE_BYTES = 16 * MIB  # of float32 at a time; rounding takes some ten times as much
+PIECE_BYTES = 32 * MIB  # of float32 at a time: a matrix of most models, so that its H is factored once
 _NOT_WEIGHTS = frozenset({"i8", "i16", "i32", "i64", "f64", "q8_1", "q8_K"})  # nothing makes floats of them
 
 
@@ -52,7 +52,7 @@ class Tensors:
         """(expert, first row, row after the last) of pieces that stay within one expert and small in memory."""
         info = self._info(name)
         each = info.shape[1] if len(info.shape) > 1 else 1
-        step = max(1, _PIECE_BYTES // (4 * info.shape[0]))
+        step = max(1, PIECE_BYTES // (4 * info.shape[0]))
         for expert in range(_row_count(info) // each):
             for start in range(0, each, step):
                 yield expert, expert * each + start, expert * each + min(start + step, each)

@@ -29,7 +29,7 @@ ROOMS = (
     {"search"},
     {"store", "progress", "fingerprint", "gguf", "hf", "probe", "engines", "catalogue", "fetch"},
     {"quantize", "sensitivities", "texts"},
-    {"calibrate", "evaluate", "build", "costs", "prior"},
+    {"calibrate", "evaluate", "build", "costs", "prior", "kernel_rates"},
     {"tune", "planner", "bench", "shrink"},
     {"cli"},
 )

@@ -53,6 +53,46 @@ class Timing(Struct, frozen=True):
             raise ValueError(f"{self.tokens} tokens in {self.seconds} seconds are no timing")
 
 
+class Kernel(Struct, frozen=True, order=True):
+    """A product of a matrix with a batch of activations, as the engine computes it.
+
+    Units:
+        rows, columns: of the matrix; of each, where it is a stack of `experts` of which every token uses some.
+        batch: tokens at once.
+    """
+
+    type: str
+    rows: int
+    columns: int
+    batch: int
+    threads: int
+    repack: bool = False
+    experts: int = 0
+    experts_used: int = 0
+
+
+class KernelTiming(Struct, frozen=True):
+    """Wall and CPU seconds (of all threads) of one product, one number for each round."""
+
+    kernel: Kernel
+    seconds: tuple[float, ...]
+    cpu_seconds: tuple[float, ...]
+
+
+class KernelRates(Struct, frozen=True):
+    """Products timed on one machine with one engine build.
+
+    Units:
+        load_average: of the last minute, when the measuring began.
+        disturbed: rounds that were thrown away because other work took the cores.
+    """
+
+    engine_version: str
+    timings: tuple[KernelTiming, ...] = ()
+    load_average: float | None = None
+    disturbed: int = 0
+
+
 class Footprint(Struct, frozen=True):
     """Memory by class as the engine reported it under `settings`."""
 

@@ -67,9 +67,22 @@ def probe(parser: argparse.ArgumentParser) -> None:
   penjing probe
   penjing probe --path /data/models                rates of the disk that holds the models
   penjing probe --json > machine.json              a description for `penjing plan --on machine.json`
+  penjing probe --kernels --picture roofline.svg   what each number format costs on this machine
 """
     parser.add_argument(
         "--path", metavar="PATH", help="file or folder whose disk is measured; left out: the cache folder's"
+    )
+    parser.add_argument(
+        "--kernels", action="store_true", help="time the engine's matrix products in every type (about 20 s)"
+    )
+    parser.add_argument(
+        "--shape",
+        metavar="ROWSxCOLUMNS",
+        default="2048x4096",
+        help="of the matrix that is timed (%(default)s)",
+    )
+    parser.add_argument(
+        "--picture", metavar="FILE.svg", help="with --kernels: draw the roofline of this machine"
     )
     _fresh(parser)
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from penjing.figures import Estimate, Figure, Measurement
-from penjing.machine import Machine
+from penjing.formats import BY_NAME
+from penjing.machine import Machine, Tier
 from penjing.model import Model
 from penjing.plan import Chosen, Memory, Plan
 from penjing.search.choose import show_layouts, show_threads
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from penjing.calibrate.task import Calibrated
     from penjing.cli.run import Measured, Predicted
     from penjing.planner import Here
+    from penjing.rates import KernelRates, KernelTiming
     from penjing.shrink import Built, Finalist
 
 _UNKNOWN = "unknown"
@@ -52,6 +54,43 @@ def machine(m: Machine) -> None:
         for t in m.tiers
     ]  # fmt: skip
     _print(_table(("tier", "capacity", "read", "128 KiB random", "by threads"), rows))
+
+
+def kernels(rates: KernelRates, m: Machine, shape: str) -> None:
+    """What each type reaches on one matrix: reading at batch 1, arithmetic at the largest batch."""
+    dram = m.tier("DRAM")
+    by_layout: dict[tuple[float, str, bool], list[KernelTiming]] = {}
+    for timing in rates.timings:
+        kernel = timing.kernel
+        key = BY_NAME[kernel.type].bits_per_weight, kernel.type, kernel.repack
+        by_layout.setdefault(key, []).append(timing)
+    rows = [_kernel_row(timings, dram) for _, timings in sorted(by_layout.items())]
+    threads, batch = (max(getattr(t.kernel, name) for t in rates.timings) for name in ("threads", "batch"))
+    print(
+        f"\nmatrix {shape}, {threads} threads, {rates.engine_version}; in brackets: of the read rate of memory"
+    )
+    header = ("type", "bits", "layout", "weights, batch 1", "bytes, batch 1", f"batch {batch}")
+    _print(_table(header, rows))
+    if rates.disturbed:
+        print(f"{rates.disturbed} disturbed rounds were thrown away: other work takes the cores")
+
+
+def _kernel_row(timings: Sequence[KernelTiming], dram: Tier | None) -> tuple[str, ...]:
+    from penjing.kernel_rates import operations, seconds
+
+    one, *_, wide = sorted(timings, key=lambda t: t.kernel.batch)
+    kernel, bits = one.kernel, BY_NAME[one.kernel.type].bits_per_weight
+    weights = kernel.rows * kernel.columns / seconds(one)
+    peak = dram.read_bytes_per_s.value if dram else None
+    share = f" ({weights * bits / 8 / peak:.0%})" if peak else ""
+    return (
+        kernel.type,
+        f"{bits:.3g}",
+        "repacked" if kernel.repack else "as in the file",
+        f"{show_number(weights / 1e9)} G/s",
+        f"{show_bytes(weights * bits / 8)}/s{share}",
+        f"{show_number(operations(wide.kernel) / seconds(wide) / 1e9)} GFLOP/s",
+    )
 
 
 def machines(found: Iterable[Machine]) -> None:

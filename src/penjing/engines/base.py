@@ -22,6 +22,7 @@ from msgspec import Struct
 
 from penjing.cost.memory import Traits
 from penjing.plan import Memory, Settings
+from penjing.rates import Kernel, KernelTiming
 
 if TYPE_CHECKING:
     import numpy as np
@@ -120,7 +121,7 @@ class Session(Protocol):
         ...
 
     def logits(self, tokens: Sequence[int]) -> Iterator[np.ndarray]:
-        """Logits after every token, float32, in blocks of shape (≤ 32, vocabulary); empties the cache."""
+        """Logits after every token, float32, in blocks of shape (≤ 64, vocabulary); empties the cache."""
         ...
 
 
@@ -136,6 +137,22 @@ class Serving(Protocol):
 
     def wait(self) -> None:
         """Return when the server ends; raises EngineDied if it was not asked to."""
+        ...
+
+
+class KernelTimer(Protocol):
+    """A child process that times products of matrices, without any model."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None: ...
+
+    def time(self, kernels: Sequence[Kernel], rounds: int, cold_bytes: int) -> list[KernelTiming]:
+        """Products of one matrix in one layout, `rounds` times in turn.
+
+        `cold_bytes`: what small batches have to read before they meet the same weights again.
+        """
         ...
 
 
@@ -171,6 +188,10 @@ class Engine(Protocol):
         `check_weights` reads every weight once and refuses a file with NaN or infinity in it;
         `warm_up` computes two tokens, so that the first answer does not pay for what is done once.
         """
+        ...
+
+    def kernels(self) -> KernelTimer:
+        """Start timing kernels."""
         ...
 
     def serve(

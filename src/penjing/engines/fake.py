@@ -15,6 +15,7 @@ from penjing.cost.memory import Traits
 from penjing.engines.base import Finished, Message, Sample, Sampling, Serving, Text
 from penjing.errors import EngineError, Unavailable
 from penjing.plan import Memory, Settings
+from penjing.rates import Kernel, KernelTiming
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,6 +56,9 @@ class FakeEngine:
 
     def default(self, physical_cores: int, context_tokens: int, sequences: int = 1) -> Settings:
         return Settings(physical_cores, physical_cores, context_tokens=context_tokens, sequences=sequences)
+
+    def kernels(self) -> FakeKernels:
+        return FakeKernels()
 
     def open(
         self,
@@ -150,3 +154,22 @@ class FakeSession:
         seconds = self._pace(kind, self.settings, tokens, depth)
         threads = self.settings.prefill_threads if kind == "prefill" else self.settings.threads
         return Sample(kind, tokens, depth, seconds, seconds * threads)
+
+
+class FakeKernels:
+    """Every product takes 1 ns for each weight read, and a tenth for each further token, shared by all threads."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def time(self, kernels: Sequence[Kernel], rounds: int, cold_bytes: int) -> list[KernelTiming]:
+        found = []
+        for k in kernels:
+            work = 1e-9 * k.rows * k.columns * max(1, k.experts_used) * (1 + 0.1 * (k.batch - 1))
+            found.append(KernelTiming(k, (work / k.threads,) * rounds, (work,) * rounds))
+        return found

@@ -13,6 +13,7 @@ from penjing.cost.memory import Traits
 from penjing.engines.base import Finished, Message, Sample, Sampling, Text
 from penjing.engines.llamacpp import library
 from penjing.engines.llamacpp import protocol as p
+from penjing.engines.llamacpp.kernels import KernelTimer
 from penjing.engines.llamacpp.serving import LlamaServing
 from penjing.engines.process import Child
 from penjing.errors import EngineError
@@ -75,6 +76,10 @@ class LlamaCpp:
         self.check()
         load = p.Load(str(model.resolve()), settings, check_weights, warm_up)
         return LlamaSession(load, start_seconds, self._template_seconds)
+
+    def kernels(self) -> KernelTimer:
+        self.check()
+        return KernelTimer()
 
     def serve(
         self, model: Path, settings: Settings, *, host: str, port: int, alias: str, start_seconds: float = 120

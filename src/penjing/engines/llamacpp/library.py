@@ -91,8 +91,10 @@ def library_path() -> Path:
     return found[0]
 
 
-def bind() -> tuple[Any, Any]:
-    """(ffi, library), guarded. To be called in a child process only: a damaged model can abort it.
+def bind(*headers: str) -> tuple[Any, Any]:
+    """(ffi, library), guarded, with the declarations of llama.h and of further `headers` beside it.
+
+    Models are to be loaded in a child process only: a damaged one can abort it.
 
     Raises:
         EngineUnusable: the library is not the one that `llama.h` describes.
@@ -100,7 +102,8 @@ def bind() -> tuple[Any, Any]:
     from cffi import FFI
 
     ffi = FFI()
-    ffi.cdef(Path(__file__).with_name("llama.h").read_text())
+    for name in ("llama.h", *headers):
+        ffi.cdef(Path(__file__).with_name(name).read_text())
     try:
         library = ffi.dlopen(str(library_path()))
     except OSError as error:

@@ -177,7 +177,7 @@ class Runner:
         return clock.lap(kind, done, depth)
 
     def logits(self, tokens: Sequence[int]) -> Iterator[np.ndarray]:
-        """Logits after every token, in blocks of rows (≤ 32, vocabulary), float32."""
+        """Logits after every token, in blocks of rows (≤ 64, vocabulary), float32."""
         import numpy as np
 
         if len(tokens) > self.context_tokens:

@@ -1,0 +1,117 @@
+"""Rates of this machine's kernels: what each type and layout costs for a matrix of some shape, timed once and kept.
+
+The products of one matrix and layout are timed in turn, round after round. A round whose threads did not get their
+cores is thrown away; where none is left, the best counts, and the rates say how many were disturbed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from statistics import median
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from penjing import store
+from penjing.cost.memory import Traits
+from penjing.engines.base import Engine
+from penjing.formats import BY_NAME
+from penjing.machine import Machine
+from penjing.probe import load_average
+from penjing.progress import bar
+from penjing.quality.menu import KINDS
+from penjing.rates import Kernel, KernelRates, KernelTiming
+
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 512)
+_ROUNDS = 3
+_COLD_CACHES = 2  # times the last-level cache: so much is read before the same weights come again
+_LEAST_COLD_BYTES = 64 * 2**20
+_LEAST_CPU_SHARE = 0.7  # of wall seconds times threads: below, other work took the cores
+_PLAIN = ("f16", "bf16")
+
+
+class MatrixShape(Struct, frozen=True, order=True):
+    """Rows and columns of a matrix, or of each of a stack of `experts`."""
+
+    rows: int
+    columns: int
+    experts: int = 0
+    experts_used: int = 0
+
+
+def kernels_of(
+    shapes: Iterable[MatrixShape], kinds: Sequence[str], traits: Traits, threads: Iterable[int],
+    batches: Sequence[int] = BATCHES,
+) -> list[Kernel]:  # fmt: skip
+    """Every product worth timing: types whose blocks fit the rows, and layouts that the engine has for them."""
+    counts = sorted(set(threads))
+    return [
+        Kernel(kind, s.rows, s.columns, batch, count, repack, s.experts, s.experts_used)
+        for s in shapes
+        for kind in kinds
+        if s.columns % BY_NAME[kind].block_weights == 0
+        for repack in ((False, True) if kind in traits.repacked_types and s.rows % 8 == 0 else (False,))
+        for count in counts
+        for batch in batches
+    ]
+
+
+def all_kinds() -> tuple[str, ...]:
+    return (*KINDS, *_PLAIN)
+
+
+def measured(
+    kernels: Sequence[Kernel], machine: Machine, engine: Engine, *, fresh: bool = False
+) -> KernelRates:
+    """Timings of all `kernels`: from the cache as far as it knows, else taken now."""
+    name = _cache_name(machine, engine)
+    known = None if fresh else store.recall(name, KernelRates)
+    rates = known or KernelRates(engine.version, load_average=load_average())
+    have = {timing.kernel for timing in rates.timings}
+    missing = [kernel for kernel in kernels if kernel not in have]
+    if missing:
+        rates = _with(rates, missing, engine, _cold_bytes(machine))
+        store.remember(name, rates)
+    wanted = set(kernels)
+    return replace(rates, timings=tuple(t for t in rates.timings if t.kernel in wanted))
+
+
+def _with(rates: KernelRates, missing: Sequence[Kernel], engine: Engine, cold_bytes: int) -> KernelRates:
+    groups: dict[tuple[object, ...], list[Kernel]] = {}
+    for k in missing:
+        groups.setdefault((k.type, k.rows, k.columns, k.experts, k.repack), []).append(k)
+    found: list[KernelTiming] = []
+    with engine.kernels() as timer, bar("timing kernels", len(missing)) as shown:
+        for group in groups.values():
+            found += timer.time(group, _ROUNDS, cold_bytes)
+            shown.advance(len(group))
+    calm = [_undisturbed(timing) for timing in found]
+    lost = sum(len(a.seconds) - len(b.seconds) for a, b in zip(found, calm, strict=True))
+    return replace(rates, timings=(*rates.timings, *calm), disturbed=rates.disturbed + lost)
+
+
+def _undisturbed(timing: KernelTiming) -> KernelTiming:
+    pairs = list(zip(timing.seconds, timing.cpu_seconds, strict=True))
+    calm = [(wall, cpu) for wall, cpu in pairs if cpu >= _LEAST_CPU_SHARE * timing.kernel.threads * wall]
+    return KernelTiming(timing.kernel, *map(tuple, zip(*(calm or [min(pairs)]), strict=True)))
+
+
+def seconds(timing: KernelTiming) -> float:
+    """Median of the rounds."""
+    return median(timing.seconds)
+
+
+def operations(kernel: Kernel) -> float:
+    """Multiplications and additions of one product."""
+    return 2.0 * kernel.rows * kernel.columns * max(1, kernel.experts_used) * kernel.batch
+
+
+def _cold_bytes(machine: Machine) -> int:
+    last = max((c.n_bytes * c.instances for c in machine.caches if c.kind != "instruction"), default=0)
+    return max(_LEAST_COLD_BYTES, _COLD_CACHES * last)
+
+
+def _cache_name(machine: Machine, engine: Engine) -> str:
+    place = f"{machine.cpu} {machine.cores} {engine.version}"
+    return f"kernels/{hashlib.sha256(place.encode()).hexdigest()[:12]}.json"

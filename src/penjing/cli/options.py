@@ -87,6 +87,17 @@ def probe(parser: argparse.ArgumentParser) -> None:
     _fresh(parser)
 
 
+def engine(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = """examples:
+  penjing engine list
+  penjing engine build                             needs cmake and a C++ compiler; about 7 minutes on two cores
+"""
+    parser.add_argument(
+        "action", choices=("build", "list"), help="compile it for this processor, or say what is there"
+    )
+    parser.add_argument("--fresh", action="store_true", help="build again what is there already")
+
+
 def bench(parser: argparse.ArgumentParser) -> None:
     parser.epilog = """examples:
   penjing bench

@@ -93,6 +93,11 @@ def _kernel_row(timings: Sequence[KernelTiming], dram: Tier | None) -> tuple[str
     )
 
 
+def engines(found: Iterable[dict[str, Any]]) -> None:
+    rows = [(e["name"], e["version"], e.get("compiler", ""), e.get("path") or e["why"]) for e in found]
+    _print(_table(("engine", "version", "compiled here with", "where"), rows))
+
+
 def machines(found: Iterable[Machine]) -> None:
     rows = []
     for m in found:

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import IO
 
 from penjing.errors import EngineDied, EngineTimeout
@@ -45,7 +45,7 @@ def read_frame(stream: IO[bytes]) -> tuple[bytes, bytes] | None:
 class Child:
     """`python -m MODULE` in a process group of its own, spoken to over pipes."""
 
-    def __init__(self, module: str) -> None:
+    def __init__(self, module: str, env: Mapping[str, str] | None = None) -> None:
         self.name = "the engine"
         self._buffer = bytearray()
         self.log: collections.deque[str] = collections.deque(maxlen=400)
@@ -55,7 +55,11 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C in the terminal reaches the owner alone, who stops the child in order
-            env={**os.environ, "GGML_NO_BACKTRACE": "1"},  # its backtrace starts a debugger, for minutes
+            env={
+                **os.environ,
+                **(env or {}),
+                "GGML_NO_BACKTRACE": "1",
+            },  # its backtrace starts a debugger, for minutes
         )
         self._listener = threading.Thread(target=self._collect_log, daemon=True)
         self._listener.start()

@@ -12,12 +12,14 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import msgspec
 from msgspec import Struct
 
+from penjing.engines.llamacpp import library
 from penjing.engines.process import Child, die_with_parent, pack, read_frame, take_stdout, write_all
 from penjing.errors import EngineError
 from penjing.formats import BY_NAME
@@ -41,10 +43,10 @@ class Job(Struct, frozen=True):
 
 
 class KernelTimer:
-    """A child process that times products; use it in a `with` block."""
+    """A child process that times products, with the installed library or another build of it."""
 
-    def __init__(self) -> None:
-        self._child = Child(__name__)
+    def __init__(self, build: Path | None = None) -> None:
+        self._child = Child(__name__, {library.CHOSEN: str(build)} if build else None)
 
     def __enter__(self) -> Self:
         return self
@@ -69,8 +71,6 @@ class _Bench:
     """The kernels of the library in this process."""
 
     def __init__(self) -> None:
-        from penjing.engines.llamacpp import library
-
         self.ffi, self.lib = library.bind("ggml.h")
         self.backend = self.lib.ggml_backend_cpu_init()
 

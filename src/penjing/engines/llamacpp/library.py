@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import importlib.metadata
 import importlib.util
+import os
 import platform
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from penjing.errors import EngineUnusable
 PACKAGE = "xllamacpp"
 PINNED = "2026.10.11549"
 LLAMA_VERSION = "0.6.0-dev"
+CHOSEN = "PENJING_ENGINE_LIBRARY"
 _CPU_FLAGS = ("avx2", "fma", "f16c", "bmi2")  # what the wheel was compiled for
 CACHE_TYPES = {"f16": 1, "q8_0": 8}
 FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
@@ -79,15 +81,23 @@ def _check_cpu(cpuinfo: str) -> None:
 
 
 def library_path() -> Path:
-    """The extension file itself; found without importing the package."""
+    """The extension file itself; found without importing the package.
+
+    In a child process `$PENJING_ENGINE_LIBRARY` names that of another build of the same version.
+    """
+    if chosen := os.environ.get(CHOSEN):
+        return Path(chosen)
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or spec.origin is None:
         raise EngineUnusable(f"{PACKAGE} is not installed", hint=f"pip install '{PACKAGE}=={PINNED}'")
-    found = sorted(Path(spec.origin).parent.glob(f"{PACKAGE}*.so"))
+    return path_in(Path(spec.origin).parent.parent)
+
+
+def path_in(place: Path) -> Path:
+    """The extension file of the package that is installed in `place`."""
+    found = sorted((place / PACKAGE).glob(f"{PACKAGE}*.so"))
     if not found:
-        raise EngineUnusable(
-            f"{PACKAGE} has no library in `{Path(spec.origin).parent}`", hint="install it again"
-        )
+        raise EngineUnusable(f"{PACKAGE} has no library in `{place / PACKAGE}`", hint="install it again")
     return found[0]
 
 

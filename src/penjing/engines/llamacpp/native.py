@@ -1,0 +1,187 @@
+"""The pinned engine, compiled on this machine for its own processor.
+
+The wheel is made for every CPU with AVX2; the same source compiled here uses all that this CPU has. The package's own
+build is called through pip, without the parts that would fetch more from the internet (HTTPS in the server, LLGuidance
+grammars, the web page). A build is complete and tried before it gets its name: half of one is never found.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import datetime
+import hashlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from penjing import store
+from penjing.engines.llamacpp import library
+from penjing.engines.llamacpp.kernels import KernelTimer
+from penjing.errors import EngineError, EngineUnusable, Unavailable, UserError
+from penjing.probe import cpu
+from penjing.rates import Kernel
+from penjing.units import GIB, show_bytes
+
+_CMAKE_ARGS = "-DLLAMA_BUILD_BORINGSSL=OFF -DLLAMA_LLGUIDANCE=OFF -DLLAMA_USE_PREBUILT_UI=OFF"
+_ROOM_BYTES = 2 * GIB  # sources and objects
+_SHARE = re.compile(rb"\[ *(\d+)%\]")
+_NOTE = "build.json"
+_TRIED = ("q4_0", "q4_K", "q8_0", "f16", "iq4_xs")
+
+
+class Build(Struct, frozen=True):
+    """An engine compiled here. `seconds` is what it took; `flags` are the processor's that it was made for."""
+
+    name: str
+    version: str
+    compiler: str
+    flags: tuple[str, ...]
+    seconds: float
+    built: str
+
+
+def folder() -> Path:
+    """Where the build for this processor lies, or would lie."""
+    flags = hashlib.sha256(" ".join(cpu.isa()).encode()).hexdigest()[:8]
+    return store.cache_dir() / "engines" / f"{library.PACKAGE}-{library.PINNED}-native-{flags}"
+
+
+def found() -> Build | None:
+    """The build for this processor and version, if there is a whole one."""
+    path = folder()
+    if not any((path / library.PACKAGE).glob(f"{library.PACKAGE}*.so")):
+        return None
+    try:
+        return store.read_json(path / _NOTE, Build)
+    except UserError:
+        return None
+
+
+def build(progress: Callable[[float], None]) -> Build:
+    """Compile the engine, try it, and give it its name; `progress` is told the share done, 0 to 1.
+
+    Raises:
+        EngineUnusable: no cmake, compiler or pip.
+        Unavailable: no room on the disk.
+        EngineError: the build failed, or what it made does not run; names the log.
+    """
+    compiler = _check_tools()
+    target = folder()
+    _check_room(target.parent)
+    stage, log = target.with_name(target.name + ".part"), target.with_name(target.name + ".log")
+    shutil.rmtree(stage, ignore_errors=True)
+    start = time.monotonic()
+    try:
+        _install(stage, log, progress)
+        try_out(stage, log)
+        seconds = time.monotonic() - start
+        built = Build("native", library.PINNED, compiler, cpu.isa(), seconds, _today())
+        store.write_atomically(stage / _NOTE, msgspec.json.format(msgspec.json.encode(built)))
+        shutil.rmtree(target, ignore_errors=True)
+        stage.replace(target)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+    return built
+
+
+def try_out(place: Path, log: Path) -> None:
+    """Run kernels of the library in `place`; raises EngineError if they do not answer."""
+    try:
+        with KernelTimer(library.path_in(place)) as timer:
+            for kind in _TRIED:
+                timer.time([Kernel(kind, 256, 512, 8, 2)], 1, 0)
+    except UserError as error:
+        raise EngineError(f"the engine was built but does not run: {error}", hint=f"less {log}") from error
+
+
+def _install(stage: Path, log: Path, progress: Callable[[float], None]) -> None:
+    command = [
+        sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--verbose", "--no-deps",
+        "--no-binary", library.PACKAGE, "--no-cache-dir", "--target", str(stage),
+        f"{library.PACKAGE}=={library.PINNED}",
+    ]  # fmt: skip
+    environment = {**os.environ, "CMAKE_ARGS": _CMAKE_ARGS}
+    environment.pop("XLLAMACPP_RELEASE", None)  # would compile for every CPU
+    last: collections.deque[bytes] = collections.deque(maxlen=60)
+    with log.open("wb") as kept, _running(command, environment) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            kept.write(line)
+            last.append(line)
+            if share := _SHARE.search(line):
+                progress(int(share[1]) / 100)
+    if process.returncode != 0:
+        said = next((x.decode("utf-8", "replace").strip() for x in reversed(last) if b"rror" in x), "")
+        raise EngineError(f"the engine could not be built: {said[:300]}", hint=f"less {log}")
+
+
+@contextlib.contextmanager
+def _running(command: list[str], environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A process with all its children, ended together if the block is left early."""
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+    )
+    try:
+        yield process
+        process.wait()
+    finally:
+        if process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _check_tools() -> str:
+    """The compiler's name and version."""
+    compiler = next(
+        (c for c in (os.environ.get("CXX"), "c++", "g++", "clang++") if c and shutil.which(c)), None
+    )
+    missing = [
+        name for name, there in (("cmake", shutil.which("cmake")), ("a C++ compiler", compiler)) if not there
+    ]
+    if missing:
+        raise EngineUnusable(
+            f"the engine cannot be compiled here: {' and '.join(missing)} is missing", hint=_how_to_install()
+        )
+    assert compiler is not None
+    if subprocess.run(
+        [sys.executable, "-m", "pip", "--version"], capture_output=True, check=False
+    ).returncode:
+        raise EngineUnusable("the engine cannot be compiled here: pip is missing", hint="python -m ensurepip")
+    said = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
+    return said.splitlines()[0] if said else compiler
+
+
+def _how_to_install() -> str:
+    known = {
+        "apt-get": "apt-get install cmake g++",
+        "dnf": "dnf install cmake gcc-c++",
+        "brew": "brew install cmake",
+    }
+    return next(
+        (hint for tool, hint in known.items() if shutil.which(tool)), "install cmake and a C++ compiler"
+    )
+
+
+def _check_room(place: Path) -> None:
+    place.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(place).free
+    if free < _ROOM_BYTES:
+        raise Unavailable(
+            f"a build needs {show_bytes(_ROOM_BYTES)}, but the disk of `{place}` has {show_bytes(free)} left",
+            hint="choose another place: `PENJING_CACHE=FOLDER penjing engine build`",
+        )
+
+
+def _today() -> str:
+    return datetime.datetime.now(datetime.UTC).date().isoformat()

@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, TypeVar
@@ -33,6 +33,7 @@ from penjing.quantize.codes import CODECS
 from penjing.quantize.errors import quantized
 from penjing.quantize.helpers import Helpers, helper_bytes
 from penjing.quantize.native import Native
+from penjing.quantize.rounding import WAY
 from penjing.quantize.tensors import PIECE_BYTES, Tensors
 from penjing.units import show_bytes
 
@@ -106,7 +107,8 @@ class Builder:
             if _Piece(info.name, *place) not in done
         ]
         count = self._helper_count()
-        with ThreadPoolExecutor(count) as pool, Helpers(count) as helpers:
+        # the pool outlives the helpers: its threads have started them, and what waits on them ends when they do
+        with _abandoning(ThreadPoolExecutor(count)) as pool, Helpers(count) as helpers:
             made = _ahead(pool, lambda p: self._made(recipe, helpers, *p), waiting, count + 1)
             for (piece, _), data in made:
                 yield piece, data
@@ -145,6 +147,15 @@ class Builder:
         return moments.of_expert(piece.expert)
 
 
+@contextmanager
+def _abandoning(pool: ThreadPoolExecutor) -> Iterator[ThreadPoolExecutor]:
+    """A pool whose waiting work is dropped when the block is left."""
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def tidy(out: Path) -> None:
     """Forget what was kept for going on with `out`."""
     for ending in (".part", ".journal"):
@@ -153,7 +164,7 @@ def tidy(out: Path) -> None:
 
 def _title(recipe: Recipe, frame: Frame) -> str:
     """Names everything that the bytes of the file depend on."""
-    known = frame.head + msgspec.json.encode(recipe, order="sorted") + PINNED.encode()
+    known = frame.head + msgspec.json.encode(recipe, order="sorted") + f"{PINNED} {WAY}".encode()
     return hashlib.sha256(known).hexdigest()
 
 

@@ -20,6 +20,7 @@ from penjing.quality.allocate import Item
 from penjing.quality.sensitivity import Sensitivity
 from penjing.quantize.errors import Cost, cost, gain
 from penjing.quantize.native import Native
+from penjing.quantize.rounding import WAY
 from penjing.quantize.tensors import Tensors
 
 _GAIN_STEPS = 8  # what trying out a gain takes, in costs
@@ -46,7 +47,7 @@ def menu_of(
     matrices = [t for t in model.tensors if stock.is_quantized(t) and t.name in sensitivity.moments]
     s = sensitivity
     basis = f"{s.tokens} {s.text_sha256} {s.seed} {s.source} {s.version}"
-    key = f"{source_hash} {basis} {least_bits} {PINNED} {__version__}"
+    key = f"{source_hash} {basis} {least_bits} {PINNED} {WAY} {__version__}"
     name = f"costs/{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     tables = store.recall(name, _Tables)
     if tables is None:

@@ -18,13 +18,12 @@ from penjing.cost.memory import Traits
 from penjing.engines.base import Engine
 from penjing.formats import BY_NAME
 from penjing.machine import Machine
-from penjing.probe import load_average
 from penjing.progress import bar
 from penjing.quality.menu import KINDS
 from penjing.rates import Kernel, KernelRates, KernelTiming
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 512)
-_ROUNDS = 3
+ROUNDS = 3
 _COLD_CACHES = 2  # times the last-level cache: so much is read before the same weights come again
 _LEAST_COLD_BYTES = 64 * 2**20
 _LEAST_CPU_SHARE = 0.7  # of wall seconds times threads: below, other work took the cores
@@ -66,29 +65,30 @@ def measured(
 ) -> KernelRates:
     """Timings of all `kernels`: from the cache as far as it knows, else taken now."""
     name = _cache_name(machine, engine)
-    known = None if fresh else store.recall(name, KernelRates)
-    rates = known or KernelRates(engine.version, load_average=load_average())
-    have = {timing.kernel for timing in rates.timings}
-    missing = [kernel for kernel in kernels if kernel not in have]
+    known = store.recall(name, KernelRates) or KernelRates(engine.version)
+    have = {t.kernel: t for t in known.timings}
+    missing = [kernel for kernel in kernels if fresh or kernel not in have]
     if missing:
-        rates = _with(rates, missing, engine, _cold_bytes(machine))
-        store.remember(name, rates)
-    wanted = set(kernels)
-    return replace(rates, timings=tuple(t for t in rates.timings if t.kernel in wanted))
+        with engine.kernels() as timer, bar("timing kernels", len(missing)) as shown:
+            for group in _groups(missing):
+                found = timer.time(group, ROUNDS, _cold_bytes(machine))
+                have |= {timing.kernel: _undisturbed(timing) for timing in found}
+                shown.advance(len(group))
+                store.remember(name, replace(known, timings=tuple(have.values())))
+    return replace(known, timings=tuple(have[kernel] for kernel in kernels))
 
 
-def _with(rates: KernelRates, missing: Sequence[Kernel], engine: Engine, cold_bytes: int) -> KernelRates:
+def disturbed(rates: KernelRates) -> int:
+    """Rounds that were thrown away because other work took the cores."""
+    return sum(ROUNDS - len(timing.seconds) for timing in rates.timings)
+
+
+def _groups(kernels: Sequence[Kernel]) -> list[list[Kernel]]:
+    """Those of one matrix and layout together."""
     groups: dict[tuple[object, ...], list[Kernel]] = {}
-    for k in missing:
+    for k in kernels:
         groups.setdefault((k.type, k.rows, k.columns, k.experts, k.repack), []).append(k)
-    found: list[KernelTiming] = []
-    with engine.kernels() as timer, bar("timing kernels", len(missing)) as shown:
-        for group in groups.values():
-            found += timer.time(group, _ROUNDS, cold_bytes)
-            shown.advance(len(group))
-    calm = [_undisturbed(timing) for timing in found]
-    lost = sum(len(a.seconds) - len(b.seconds) for a, b in zip(found, calm, strict=True))
-    return replace(rates, timings=(*rates.timings, *calm), disturbed=rates.disturbed + lost)
+    return list(groups.values())
 
 
 def _undisturbed(timing: KernelTiming) -> KernelTiming:

@@ -80,17 +80,10 @@ class KernelTiming(Struct, frozen=True):
 
 
 class KernelRates(Struct, frozen=True):
-    """Products timed on one machine with one engine build.
-
-    Units:
-        load_average: of the last minute, when the measuring began.
-        disturbed: rounds that were thrown away because other work took the cores.
-    """
+    """Products timed on one machine with one engine build."""
 
     engine_version: str
     timings: tuple[KernelTiming, ...] = ()
-    load_average: float | None = None
-    disturbed: int = 0
 
 
 class Footprint(Struct, frozen=True):

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-# Pieces of a file are rounded by threads of ours; a second pool inside each would fight with them.
+# Costs are measured by threads of ours; a second pool inside each would fight with them.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import msgspec

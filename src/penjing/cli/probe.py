@@ -28,12 +28,12 @@ def command(args: argparse.Namespace) -> int:
         raise BadFile(
             f"there is no `{args.path}`", hint="name a file or folder on the disk to measure: `--path .`"
         )
-    if args.picture and not args.kernels:
+    if args.picture is not None and not args.kernels:
         raise UsageError(
             "`--picture` draws what `--kernels` measures", hint="penjing probe --kernels --picture FILE.svg"
         )
     rows, columns = _shape(args.shape)
-    picture = setting.output(args.picture, ()) if args.picture else None
+    picture = setting.output(args.picture, (), "--picture") if args.picture is not None else None
     machine = setting.this_machine(path, fresh=args.fresh)
     rates = _kernels(machine, rows, columns, fresh=args.fresh) if args.kernels else None
     if picture and rates:
@@ -60,9 +60,10 @@ def _shape(text: str) -> tuple[int, int]:
 def _kernels(machine: Machine, rows: int, columns: int, *, fresh: bool) -> KernelRates:
     from penjing import kernel_rates as kernels
     from penjing.engines.llamacpp import LlamaCpp
+    from penjing.search import candidates
 
     engine = LlamaCpp()
-    threads = machine.cores.physical or 1
+    threads = candidates.thread_counts(machine.cores)[0]
     shape = kernels.MatrixShape(rows, columns)
     wanted = kernels.kernels_of([shape], kernels.all_kinds(), engine.traits(machine.isa), [threads], _BATCHES)
     if not wanted:
@@ -74,6 +75,7 @@ def _draw(picture: Path, machine: Machine, rates: KernelRates, shape: str) -> No
     from penjing.cli.roofline import svg
 
     dram = machine.tier("DRAM")
-    title = f"{machine.cpu or machine.name}, {machine.cores.physical} threads, matrix {shape}"
+    threads = rates.timings[0].kernel.threads
+    title = f"{machine.cpu or machine.name}, {threads} threads, matrix {shape}"
     drawn = svg(rates.timings, dram.read_bytes_per_s.value if dram else None, title)
     write_atomically(picture, drawn.encode())

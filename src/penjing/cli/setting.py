@@ -52,7 +52,7 @@ def local_model(name: str | None) -> tuple[Path, Model]:
     return path, read_model(path)
 
 
-def output(name: str, sources: Iterable[str | Path]) -> Path:
+def output(name: str, sources: Iterable[str | Path], option: str = "--out") -> Path:
     """Where a new file goes, checked before any work is done for it.
 
     Raises:
@@ -61,7 +61,9 @@ def output(name: str, sources: Iterable[str | Path]) -> Path:
     """
     path = Path(name)
     if not name or path.is_dir():
-        raise UsageError(f"`{name}` is a folder, but `--out` names a file", hint=f"--out {path / 'new-file'}")
+        raise UsageError(
+            f"`{name}` is a folder, but `{option}` names a file", hint=f"{option} {path / 'new-file'}"
+        )
     if not path.parent.is_dir():
         raise Unavailable(f"the folder `{path.parent}` does not exist", hint=f"mkdir -p {path.parent}")
     if not os.access(path.parent, os.W_OK):

@@ -58,6 +58,8 @@ def machine(m: Machine) -> None:
 
 def kernels(rates: KernelRates, m: Machine, shape: str) -> None:
     """What each type reaches on one matrix: reading at batch 1, arithmetic at the largest batch."""
+    from penjing.kernel_rates import disturbed
+
     dram = m.tier("DRAM")
     by_layout: dict[tuple[float, str, bool], list[KernelTiming]] = {}
     for timing in rates.timings:
@@ -71,8 +73,8 @@ def kernels(rates: KernelRates, m: Machine, shape: str) -> None:
     )
     header = ("type", "bits", "layout", "weights, batch 1", "bytes, batch 1", f"batch {batch}")
     _print(_table(header, rows))
-    if rates.disturbed:
-        print(f"{rates.disturbed} disturbed rounds were thrown away: other work takes the cores")
+    if lost := disturbed(rates):
+        print(f"{lost} disturbed rounds were thrown away: other work took the cores")
 
 
 def _kernel_row(timings: Sequence[KernelTiming], dram: Tier | None) -> tuple[str, ...]:

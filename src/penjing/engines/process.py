@@ -43,10 +43,21 @@ def read_frame(stream: IO[bytes]) -> tuple[bytes, bytes] | None:
 
 
 class Child:
-    """`python -m MODULE` in a process group of its own, spoken to over pipes."""
+    """`python -m MODULE` in a process group of its own, spoken to over pipes.
 
-    def __init__(self, module: str, env: Mapping[str, str] | None = None) -> None:
-        self.name = "the engine"
+    `name` is what errors call it; `if_killed` and `if_slow` are their hints where memory or time ran out.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        env: Mapping[str, str] | None = None,
+        *,
+        name: str = "the engine",
+        if_killed: str = "try a smaller `--context` or `--memory`",
+        if_slow: str = "a damaged file can make it hang; check where the file came from, or try a smaller context",
+    ) -> None:
+        self.name, self._if_killed, self._if_slow = name, if_killed, if_slow
         self._buffer = bytearray()
         self.log: collections.deque[str] = collections.deque(maxlen=400)
         self.process = subprocess.Popen(
@@ -117,7 +128,7 @@ class Child:
         said = self.telling_line()
         hint = ""
         if code == -signal.SIGKILL:
-            hint = "SIGKILL often means that memory ran out: try a smaller `--context` or `--memory`"
+            hint = f"SIGKILL often means that memory ran out: {self._if_killed}"
         return EngineDied(f"{self.name} ended {how}" + (f": {said}" if said else ""), hint=hint)
 
     def telling_line(self) -> str:
@@ -133,7 +144,7 @@ class Child:
                 self.kill()
                 raise EngineTimeout(
                     f"{self.name} did not finish {doing} within {limit_seconds:.0f} s and was stopped",
-                    hint="a damaged file can make it hang; check where the file came from, or try a smaller context",
+                    hint=self._if_slow,
                 )
             data = os.read(handle, 1 << 20)
             if not data:
@@ -152,6 +163,8 @@ class Child:
 
 def die_with_parent() -> None:
     """Called in the child: ask Linux for a SIGKILL when the owner dies, however it dies.
+
+    Linux watches the thread that started the child: one that ends takes its children with it.
 
     The owner's process id is our first argument: asking for number 1 would be no test, for in a
     container penjing itself can have it.

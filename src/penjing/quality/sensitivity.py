@@ -81,12 +81,12 @@ class Moments(Struct, frozen=True):
         large = BY_NAME[kind].block_weights == ACTIVATION_BLOCKS[1]
         return float(self.noise[..., int(large)].sum())
 
-    def form(self, columns: slice = slice(None)) -> Form:
-        """H of some columns."""
-        inputs = self.inputs[columns].astype(np.float32)
+    def form(self) -> Form:
+        """H."""
+        inputs = self.inputs.astype(np.float32)
         if self.directions is None:
             return Form(inputs, np.empty((0, len(inputs)), dtype=np.float32))
-        wide = self.directions[:, columns].astype(np.float32)
+        wide = self.directions.astype(np.float32)
         return Form(np.maximum(inputs - (wide * wide).sum(axis=0), 0), wide)
 
 

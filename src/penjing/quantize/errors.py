@@ -7,12 +7,11 @@ error is the spread of their losses over √n, and it is given with every figure
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 from msgspec import Struct
 
-from penjing.formats import type_bytes
 from penjing.quality.sensitivity import Moments, divergences
 from penjing.quantize.native import Native
 from penjing.quantize.rounding import Metric, refine
@@ -20,7 +19,6 @@ from penjing.quantize.tensors import Tensors
 
 SAMPLE_ROWS = 96
 _EXPERTS = 8  # of a stack that are sampled
-WIDEST = 4096  # columns: their H and its factors take some 500 MB
 _EVEN = 0.1  # share of the draw that ignores gradients, so that no row is never seen
 
 
@@ -55,10 +53,10 @@ def cost(tensors: Tensors, native: Native, name: str, kinds: list[str], moments:
 def gain(tensors: Tensors, native: Native, name: str, kinds: list[str], moments: Moments) -> dict[str, float]:
     """For each of `kinds`, the loss after refining the rounding over that before, on a sample of the rows."""
     sample = next(_samples(tensors, name, moments))
-    under = metrics(sample.moments)
+    metric = Metric(sample.moments.form())
     found = {}
     for kind in kinds:
-        plain, refined = (_losses(native, kind, sample, m).sum() for m in ((), under))
+        plain, refined = (_losses(native, kind, sample, m).sum() for m in (None, metric))
         found[kind] = float(refined / plain) if plain > 0 else 1.0
     return found
 
@@ -69,27 +67,14 @@ def importance(moments: Moments) -> np.ndarray:
     return np.asarray(values / (values.mean() or 1) + np.float32(1e-6))
 
 
-def metrics(moments: Moments) -> list[Metric]:
-    """What rounding is refined under. Wide matrices are taken apart: factors grow with the square of the width."""
-    width = len(moments.inputs)
-    spans = [slice(start, min(start + WIDEST, width)) for start in range(0, width, WIDEST)]
-    return [Metric(moments.form(span), span) for span in spans]
-
-
 def quantized(
-    native: Native, kind: str, rows: np.ndarray, moments: Moments | None, under: Sequence[Metric] = ()
+    native: Native, kind: str, rows: np.ndarray, moments: Moments | None, metric: Metric | None = None
 ) -> np.ndarray:
-    """`rows` in the format `kind`, uint8 (rows, bytes of a row): weighed by `moments`, refined under metrics."""
+    """`rows` in the format `kind`, uint8 (rows, bytes of a row): weighed by `moments`, refined under a metric."""
     if moments is None:
         return native.quantize(kind, rows)
     data = native.quantize(kind, rows, importance(moments))
-    for metric in under:
-        part = rows[:, metric.columns]
-        start, stop = (
-            type_bytes(kind, n, n) if n else 0 for n in (metric.columns.start, metric.columns.stop)
-        )
-        data[:, start:stop] = refine(kind, part, data[:, start:stop].copy(), metric, native.dequantize)
-    return data
+    return data if metric is None else refine(kind, rows, data, metric, native.dequantize)
 
 
 def _samples(tensors: Tensors, name: str, moments: Moments) -> Iterator[_Sample]:
@@ -105,8 +90,8 @@ def _samples(tensors: Tensors, name: str, moments: Moments) -> Iterator[_Sample]
         yield _Sample(rows, share * weights[chosen] / chances[chosen], mine)
 
 
-def _losses(native: Native, kind: str, sample: _Sample, under: Sequence[Metric] = ()) -> np.ndarray:
-    data = quantized(native, kind, sample.rows, sample.moments, under)
+def _losses(native: Native, kind: str, sample: _Sample, metric: Metric | None = None) -> np.ndarray:
+    data = quantized(native, kind, sample.rows, sample.moments, metric)
     error = native.dequantize(kind, data) - sample.rows
     return np.asarray(sample.factors * divergences(error, sample.moments))
 

@@ -7,23 +7,20 @@ the helper.
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Sequence
 from queue import SimpleQueue
 from types import TracebackType
-
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # of a helper, whose work is one of many
 
 import msgspec
 import numpy as np
 from msgspec import Struct
 
 from penjing.engines.process import Child, die_with_parent, pack, read_frame, take_stdout, write_all
+from penjing.errors import EngineDied
 from penjing.quality.sensitivity import Moments
-from penjing.quantize.errors import WIDEST, metrics, quantized
+from penjing.quantize.errors import quantized
 from penjing.quantize.native import Native
-from penjing.quantize.rounding import Metric
+from penjing.quantize.rounding import WIDEST, Metric
 
 _LIMIT_SECONDS = 1800.0
 _BATCH_WEIGHTS = 2**21  # refined at a time: a dozen arrays of float32 like it are in memory
@@ -45,6 +42,7 @@ class Helpers:
     def __init__(self, count: int) -> None:
         self._idle: SimpleQueue[Child | None] = SimpleQueue()
         self._started: list[Child] = []
+        self._closed = False
         for _ in range(count):
             self._idle.put(None)
 
@@ -54,8 +52,11 @@ class Helpers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._closed = True
         for child in self._started:
-            child.kill() if kind else child.close()
+            if kind:
+                child.kill()
+            child.close()
 
     def quantized(self, matrix: str, kind: str, rows: np.ndarray, moments: Moments) -> np.ndarray:
         """`rows` of a matrix in the format `kind`, refined: uint8 (rows, bytes of a row). Waits for a free helper.
@@ -63,8 +64,9 @@ class Helpers:
         Raises:
             EngineDied: the helper was killed, or ran out of memory.
         """
-        child = self._idle.get() or self._start()
+        child = self._idle.get()
         try:
+            child = child or self._start()
             wide = np.empty((0, rows.shape[1])) if moments.directions is None else moments.directions
             job = _Job(matrix, kind, (rows.shape[0], rows.shape[1]), len(wide))
             parts = (np.ascontiguousarray(part, np.float32).data for part in (rows, moments.inputs, wide))
@@ -75,28 +77,38 @@ class Helpers:
         return np.frombuffer(data, dtype=np.uint8).reshape(rows.shape[0], -1)
 
     def _start(self) -> Child:
-        child = Child(__name__)
-        child.name = "the helper that rounds"
+        if self._closed:
+            raise EngineDied("the build was ended")
+        hint = "close what else runs, or `--plain`: it needs less memory; the build goes on where it was"
+        child = Child(
+            __name__,
+            {"OPENBLAS_NUM_THREADS": "1"},
+            name="the helper that rounds",
+            if_killed=hint,
+            if_slow=hint,
+        )
         self._started.append(child)
         return child
 
 
 def helper_bytes(columns: int, piece_bytes: int) -> int:
-    """Peak memory of a helper for matrices of so many columns: the factors of H, a piece, and a batch in work."""
-    return _BASE_BYTES + 4 * 8 * min(columns, WIDEST) ** 2 + piece_bytes + 16 * 4 * _BATCH_WEIGHTS
+    """Peak memory of a helper: what is kept of H and what its factor takes, a piece, and a batch in work."""
+    span = min(columns, WIDEST)
+    return _BASE_BYTES + 4 * columns * span + 4 * 8 * span**2 + piece_bytes + 16 * 4 * _BATCH_WEIGHTS
 
 
 def main() -> None:
     """Answer jobs until the end of input."""
+    sys.tracebacklimit = 0  # of a failure the owner shows one line: that of the error
     die_with_parent()
     out, native = take_stdout(), Native(1)
-    known: tuple[str, list[Metric]] = "", []
+    matrix, metric = "", None
     while frame := read_frame(sys.stdin.buffer):
         job = msgspec.json.decode(frame[0], type=_Job)
         rows, moments = _unpacked(job, frame[1])
-        if known[0] != job.matrix:
-            known = job.matrix, metrics(moments)
-        write_all(out, pack(b"", _rounded(native, job.kind, rows, moments, known[1])))
+        if metric is None or matrix != job.matrix:
+            matrix, metric = job.matrix, Metric(moments.form())
+        write_all(out, pack(b"", _rounded(native, job.kind, rows, moments, metric)))
 
 
 def _unpacked(job: _Job, payload: bytes) -> tuple[np.ndarray, Moments]:
@@ -108,11 +120,11 @@ def _unpacked(job: _Job, payload: bytes) -> tuple[np.ndarray, Moments]:
     return rows.reshape(job.shape), Moments(inputs, nothing, nothing, directions)
 
 
-def _rounded(native: Native, kind: str, rows: np.ndarray, moments: Moments, under: Sequence[Metric]) -> bytes:
+def _rounded(native: Native, kind: str, rows: np.ndarray, moments: Moments, metric: Metric) -> bytes:
     """Batch by batch, for refining takes a dozen times what it refines."""
     step = max(1, _BATCH_WEIGHTS // rows.shape[1])
     batches = (rows[start : start + step] for start in range(0, len(rows), step))
-    return b"".join(quantized(native, kind, batch, moments, under).data for batch in batches)
+    return b"".join(quantized(native, kind, batch, moments, metric).data for batch in batches)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ gradient: errors that cancel in the output cost nothing. The format stays as it 
 
     feedback    columns are rounded one after the other, and the error of each is made up for by those that follow
                 (Frantar et al., GPTQ, arXiv 2210.17323, with the scales of the format held fixed)
-    sweeps      each code in turn is set to what is best given all others (coordinate descent)
     rescaling   each block's scale, and minimum where it has one, is set to what is best given the codes
+    sweeps      each code in turn is set to what is best given all others (coordinate descent)
 
 Every step lowers the loss or leaves it; what is returned is never worse than what came in.
 """
@@ -24,7 +24,10 @@ from penjing.quality.sensitivity import Form
 from penjing.quantize.codes import CODECS, Bytes, Codec, Floats, affine, pack, unpack
 
 _BLOCK = 32  # columns between two updates of what they add up to: few enough for the cache, enough for BLAS
+WIDEST = 2048  # columns that feedback goes through together: the work for its factor grows with their cube
+WAY = 2  # of rounding; another number for every change of what comes out
 _DAMPING = 0.01  # of the mean diagonal, so that H can be inverted whatever was sampled
+_TINY = np.finfo(np.float32).tiny
 
 # Byte of the half-precision scale (and of the minimum, where there is one) in a block.
 _SCALES = {
@@ -36,22 +39,31 @@ Dequantize = Callable[[str, Bytes], Floats]
 Scales = tuple[Floats, Floats]  # scale and offset of every weight
 
 
-class Metric:
-    """H of some columns of a matrix, ready for use: damped so that it can be inverted, factored once for all rows."""
+class Span(Struct, frozen=True):
+    """Columns of one feedback: `order`, the most important first, and U, upper triangular, with UᵀU = H⁻¹ of them."""
 
-    def __init__(self, form: Form, columns: slice = slice(None)) -> None:
-        self.columns = columns
-        diagonal = form.diagonal()
-        mean = float(diagonal.mean()) or 1.0
+    order: np.ndarray
+    upper: np.ndarray
+
+
+class Metric:
+    """H of a matrix, ready for use: damped so that it can be inverted, factored once for all rows."""
+
+    def __init__(self, form: Form) -> None:
+        mean = float(form.diagonal().mean()) or 1.0
         self.form = Form(form.rest + np.float32(_DAMPING * mean), form.wide)
-        self.order = np.argsort(-diagonal, kind="stable")  # the most important first
 
     @cached_property
-    def upper(self) -> np.ndarray:
-        """U, upper triangular, with UᵀU = H⁻¹ of the ordered columns."""
-        ordered = Form(self.form.rest[self.order], self.form.wide[:, self.order]).full().astype(np.float64)
+    def spans(self) -> list[Span]:
+        """Wide matrices are taken apart; what columns of two parts have in common is left to rescaling and sweeps."""
+        width = len(self.form.rest)
+        return [self._span(np.arange(at, min(at + WIDEST, width))) for at in range(0, width, WIDEST)]
+
+    def _span(self, columns: np.ndarray) -> Span:
+        order = columns[np.argsort(-self.form.diagonal()[columns], kind="stable")]
+        ordered = Form(self.form.rest[order], self.form.wide[:, order]).full().astype(np.float64)
         flipped = np.linalg.cholesky(ordered[::-1, ::-1])  # H = Jᵀ·L·Lᵀ·J, with J that turns the order around
-        return np.ascontiguousarray(_inverse_of_lower(flipped)[::-1, ::-1], dtype=np.float32)
+        return Span(order, np.ascontiguousarray(_inverse_of_lower(flipped)[::-1, ::-1], dtype=np.float32))
 
 
 def _inverse_of_lower(matrix: np.ndarray) -> np.ndarray:
@@ -137,15 +149,23 @@ class _Grid:
 
 
 def _inverse(scale: Floats) -> Floats:
-    return np.asarray(np.divide(1, scale, out=np.zeros_like(scale), where=scale != 0))
+    """Zero where a block of zeros has no scale, or one so small (MXFP4: 2⁻¹²⁸) that its inverse is no float32."""
+    return np.asarray(np.divide(1, scale, out=np.zeros_like(scale), where=np.abs(scale) > _TINY))
 
 
 def _feedback(state: _State, metric: Metric) -> np.ndarray:
-    """GPTQ with fixed scales, most important columns first; codes as (rows, columns)."""
-    order, upper = metric.order, metric.upper
+    """GPTQ with fixed scales; codes as (rows, columns)."""
     grid, inverse = _Grid(state.codec), _inverse(state.scale)
     codes = np.empty(state.target.shape, dtype=np.uint8)
-    errors = np.empty_like(state.target)
+    for span in metric.spans:
+        _feed(state, span, grid, inverse, codes)
+    return np.asarray(codes.T)
+
+
+def _feed(state: _State, span: Span, grid: _Grid, inverse: Floats, codes: np.ndarray) -> None:
+    """The codes of the columns of one span."""
+    order, upper = span.order, span.upper
+    errors = np.empty((len(order), state.target.shape[1]), dtype=np.float32)
     for start in range(0, len(order), _BLOCK):
         stop = min(start + _BLOCK, len(order))
         left = state.target[order[start:stop]] - upper[:start, start:stop].T @ errors[:start]
@@ -156,7 +176,6 @@ def _feedback(state: _State, metric: Metric) -> np.ndarray:
             value = state.scale[column] * grid.levels[place] + state.offset[column]
             errors[j] = (left[n] - value) / upper[j, j]
             left[n + 1 :] -= upper[j, j + 1 : stop, None] * errors[j]
-    return np.asarray(codes.T)
 
 
 def _swept(state: _State, form: Form) -> np.ndarray:

@@ -12,7 +12,7 @@ from penjing.gguf.header import Header, TensorInfo
 from penjing.quantize.native import Native
 from penjing.units import MIB
 
-PIECE_BYTES = 32 * MIB  # of float32 at a time: a matrix of most models, so that its H is factored once
+PIECE_BYTES = 32 * MIB  # of float32 at a time
 _NOT_WEIGHTS = frozenset({"i8", "i16", "i32", "i64", "f64", "q8_1", "q8_K"})  # nothing makes floats of them
 
 

@@ -26,6 +26,7 @@ void ggml_build_forward_expand(struct ggml_cgraph * graph, struct ggml_tensor * 
 ggml_backend_t ggml_backend_cpu_init(void);
 void ggml_backend_cpu_set_n_threads(ggml_backend_t backend, int n_threads);
 ggml_backend_buffer_type_t ggml_backend_cpu_buffer_type(void);
+const char * ggml_backend_buft_name(ggml_backend_buffer_type_t buft);
 int ggml_backend_graph_compute(ggml_backend_t backend, struct ggml_cgraph * graph);
 struct ggml_backend_buffer * ggml_backend_alloc_ctx_tensors_from_buft(struct ggml_context * ctx,
                                                                       ggml_backend_buffer_type_t buft);

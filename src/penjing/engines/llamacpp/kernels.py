@@ -28,6 +28,7 @@ from penjing.rates import Kernel, KernelTiming
 _LIMIT_SECONDS = 600.0
 _F32, _I32 = 0, 26  # numbers of types in ggml.h
 _CPU_DEVICE = 0
+_REPACKED = b"CPU_REPACK"  # name of its buffer type
 _DRAWN_ROWS = 16  # of random weights; the rest repeats them
 _MOST_COPIES = 512
 _MOST_OPERATIONS = 2e9  # of one pass over the copies
@@ -46,7 +47,9 @@ class KernelTimer:
     """A child process that times products, with the installed library or another build of it."""
 
     def __init__(self, build: Path | None = None) -> None:
-        self._child = Child(__name__, {library.CHOSEN: str(build)} if build else None)
+        env = {library.CHOSEN: str(build)} if build else None
+        hint = "close what else runs, and try again"
+        self._child = Child(__name__, env, if_killed=hint, if_slow=hint)
 
     def __enter__(self) -> Self:
         return self
@@ -54,7 +57,9 @@ class KernelTimer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._child.kill() if kind else self._child.close()
+        if kind:
+            self._child.kill()
+        self._child.close()
 
     def time(self, kernels: Sequence[Kernel], rounds: int, cold_bytes: int) -> list[KernelTiming]:
         """See `engines.base.KernelTimer`.
@@ -106,8 +111,13 @@ class _Bench:
         registry = self.lib.ggml_backend_dev_backend_reg(device)
         name = b"ggml_backend_dev_get_extra_bufts"
         address = self.lib.ggml_backend_reg_get_proc_address(registry, name)
-        found = self.ffi.cast("ggml_backend_buffer_type_t * (*)(void *)", address)(device)
-        return found[0]
+        if address != self.ffi.NULL:
+            found = self.ffi.cast("ggml_backend_buffer_type_t * (*)(void *)", address)(device)
+            while found != self.ffi.NULL and found[0] != self.ffi.NULL:  # AMX and others may come before
+                if self.ffi.string(self.lib.ggml_backend_buft_name(found[0])) == _REPACKED:
+                    return found[0]
+                found += 1
+        raise EngineError("the engine has no repacked layout on this processor")
 
     def context(self, tensors: int, graph_size: int = 0) -> Any:
         size = self.lib.ggml_tensor_overhead() * (tensors + 1)
@@ -188,7 +198,7 @@ class _Matrix:
         self._bench.lib.ggml_backend_tensor_set(tensor, self._bench.ffi.from_buffer(values), 0, values.nbytes)
 
 
-def _weights(bench: _Bench, kernel: Kernel) -> bytes:
+def _weights(bench: _Bench, kernel: Kernel) -> Any:
     """One matrix, or a stack of them, of random weights in the type of the kernel."""
     import numpy as np
 
@@ -205,7 +215,7 @@ def _weights(bench: _Bench, kernel: Kernel) -> bytes:
         ffi.from_buffer("float[]", even),
     )  # fmt: skip
     total = kernel.rows * max(1, kernel.experts)
-    return bytes(np.resize(out, total * row_bytes).data)
+    return np.resize(out, total * row_bytes)
 
 
 def _jobs() -> Iterator[Job]:
@@ -215,6 +225,7 @@ def _jobs() -> Iterator[Job]:
 
 def main() -> None:
     """Answer jobs until the end of input."""
+    sys.tracebacklimit = 0  # of a failure the owner shows one line: that of the error
     die_with_parent()
     out, bench = take_stdout(), _Bench()
     for job in _jobs():

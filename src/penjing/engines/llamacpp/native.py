@@ -7,7 +7,6 @@ grammars, the web page). A build is complete and tried before it gets its name: 
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import datetime
 import hashlib
@@ -17,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,12 +29,15 @@ from penjing.engines.llamacpp import library
 from penjing.engines.llamacpp.kernels import KernelTimer
 from penjing.errors import EngineError, EngineUnusable, Unavailable, UserError
 from penjing.probe import cpu
+from penjing.probe.text import ROOT, read
 from penjing.rates import Kernel
 from penjing.units import GIB, show_bytes
 
 _CMAKE_ARGS = "-DLLAMA_BUILD_BORINGSSL=OFF -DLLAMA_LLGUIDANCE=OFF -DLLAMA_USE_PREBUILT_UI=OFF"
 _ROOM_BYTES = 2 * GIB  # sources and objects
 _SHARE = re.compile(rb"\[ *(\d+)%\]")
+_FAILED = re.compile(rb"\berror:|CMake Error", re.IGNORECASE)
+_ELSEWHERE = "choose another place: `PENJING_CACHE=FOLDER penjing engine build`"
 _NOTE = "build.json"
 _TRIED = ("q4_0", "q4_K", "q8_0", "f16", "iq4_xs")
 
@@ -51,9 +54,10 @@ class Build(Struct, frozen=True):
 
 
 def folder() -> Path:
-    """Where the build for this processor lies, or would lie."""
-    flags = hashlib.sha256(" ".join(cpu.isa()).encode()).hexdigest()[:8]
-    return store.cache_dir() / "engines" / f"{library.PACKAGE}-{library.PINNED}-native-{flags}"
+    """Where the build for this processor and Python lies, or would lie."""
+    made_for = f"{cpu.name()} {' '.join(_cpu_flags())} {sys.implementation.cache_tag}"
+    mark = hashlib.sha256(made_for.encode()).hexdigest()[:8]
+    return store.cache_dir() / "engines" / f"{library.PACKAGE}-{library.PINNED}-native-{mark}"
 
 
 def found() -> Build | None:
@@ -72,25 +76,35 @@ def build(progress: Callable[[float], None]) -> Build:
 
     Raises:
         EngineUnusable: no cmake, compiler or pip.
-        Unavailable: no room on the disk.
+        Unavailable: no room on the disk, no permission.
         EngineError: the build failed, or what it made does not run; names the log.
     """
     compiler = _check_tools()
     target = folder()
-    _check_room(target.parent)
-    stage, log = target.with_name(target.name + ".part"), target.with_name(target.name + ".log")
-    shutil.rmtree(stage, ignore_errors=True)
-    start = time.monotonic()
+    work = None
     try:
-        _install(stage, log, progress)
-        try_out(stage, log)
-        seconds = time.monotonic() - start
-        built = Build("native", library.PINNED, compiler, cpu.isa(), seconds, _today())
-        store.write_atomically(stage / _NOTE, msgspec.json.format(msgspec.json.encode(built)))
-        shutil.rmtree(target, ignore_errors=True)
-        stage.replace(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _check_room(target.parent)
+        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        return _built(work, target, compiler, progress)
+    except OSError as error:
+        problem = f"cannot build in `{target.parent}`: {error.strerror}"
+        raise Unavailable(problem, hint=_ELSEWHERE) from error
     finally:
-        shutil.rmtree(stage, ignore_errors=True)
+        if work is not None:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _built(work: Path, target: Path, compiler: str, progress: Callable[[float], None]) -> Build:
+    stage, log, start = work / "engine", target.with_name(target.name + ".log"), time.monotonic()
+    _install(stage, work, log, progress)
+    try_out(stage, log)
+    seconds = time.monotonic() - start
+    built = Build("native", library.PINNED, compiler, cpu.isa(), seconds, _today())
+    store.write_atomically(stage / _NOTE, msgspec.json.format(msgspec.json.encode(built)))
+    if target.exists():
+        target.replace(work / "old")
+    stage.replace(target)
     return built
 
 
@@ -104,25 +118,26 @@ def try_out(place: Path, log: Path) -> None:
         raise EngineError(f"the engine was built but does not run: {error}", hint=f"less {log}") from error
 
 
-def _install(stage: Path, log: Path, progress: Callable[[float], None]) -> None:
+def _install(stage: Path, work: Path, log: Path, progress: Callable[[float], None]) -> None:
     command = [
         sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--verbose", "--no-deps",
         "--no-binary", library.PACKAGE, "--no-cache-dir", "--target", str(stage),
         f"{library.PACKAGE}=={library.PINNED}",
     ]  # fmt: skip
-    environment = {**os.environ, "CMAKE_ARGS": _CMAKE_ARGS}
+    # pip unpacks and compiles in TMPDIR: ours goes with us, whatever happens
+    environment = {**os.environ, "CMAKE_ARGS": _CMAKE_ARGS, "TMPDIR": str(work)}
     environment.pop("XLLAMACPP_RELEASE", None)  # would compile for every CPU
-    last: collections.deque[bytes] = collections.deque(maxlen=60)
+    said = b""
     with log.open("wb") as kept, _running(command, environment) as process:
         assert process.stdout is not None
         for line in process.stdout:
             kept.write(line)
-            last.append(line)
+            said = said or (line.strip() if _FAILED.search(line) else b"")
             if share := _SHARE.search(line):
                 progress(int(share[1]) / 100)
     if process.returncode != 0:
-        said = next((x.decode("utf-8", "replace").strip() for x in reversed(last) if b"rror" in x), "")
-        raise EngineError(f"the engine could not be built: {said[:300]}", hint=f"less {log}")
+        words = said.decode("utf-8", "replace")[:300] or f"pip ended with {process.returncode}"
+        raise EngineError(f"the engine could not be built: {words}", hint=f"less {log}")
 
 
 @contextlib.contextmanager
@@ -157,7 +172,9 @@ def _check_tools() -> str:
     if subprocess.run(
         [sys.executable, "-m", "pip", "--version"], capture_output=True, check=False
     ).returncode:
-        raise EngineUnusable("the engine cannot be compiled here: pip is missing", hint="python -m ensurepip")
+        raise EngineUnusable(
+            "the engine cannot be compiled here: pip is missing", hint=f"{sys.executable} -m ensurepip"
+        )
     said = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
     return said.splitlines()[0] if said else compiler
 
@@ -174,13 +191,18 @@ def _how_to_install() -> str:
 
 
 def _check_room(place: Path) -> None:
-    place.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(place).free
     if free < _ROOM_BYTES:
         raise Unavailable(
             f"a build needs {show_bytes(_ROOM_BYTES)}, but the disk of `{place}` has {show_bytes(free)} left",
-            hint="choose another place: `PENJING_CACHE=FOLDER penjing engine build`",
+            hint=_ELSEWHERE,
         )
+
+
+def _cpu_flags() -> list[str]:
+    """All that the processor says it can: the compiler uses more of it than we have names for."""
+    fields = cpu.parse_cpuinfo(read(ROOT / "proc/cpuinfo"))
+    return sorted(f"{fields.get('flags', '')} {fields.get('Features', '')}".split())
 
 
 def _today() -> str:

@@ -42,8 +42,7 @@ class LlamaServing:
         self, model: Path, settings: Settings, *, host: str, port: int, alias: str, start_seconds: float
     ) -> None:
         check_port(host, port)
-        self._child = Child(__name__)
-        self._child.name = "the server"
+        self._child = Child(__name__, name="the server")
         try:
             self._child.send(msgspec.json.encode(Serve(str(model.resolve()), settings, host, port, alias)))
             document, _ = self._child.receive(start_seconds, f"starting to serve `{model.name}`")

@@ -11,6 +11,7 @@ from penjing.workload import Workload
 
 FlashAttention = Literal["auto", "on", "off"]
 CacheType = Literal["f16", "q8_0"]
+Build = Literal["wheel", "native"]
 
 
 class Settings(Struct, frozen=True, order=True):
@@ -24,6 +25,7 @@ class Settings(Struct, frozen=True, order=True):
         context_tokens: cache positions in all, shared by `sequences` users.
         mapped: map the file, so that the kernel can drop and re-read weights, instead of reading it into
             private memory once. With `repack` the map is a second copy of what was repacked.
+        build: the engine as it is installed, or as `penjing engine build` compiled it for this processor.
     """
 
     threads: int
@@ -36,6 +38,7 @@ class Settings(Struct, frozen=True, order=True):
     context_tokens: int = 4096
     sequences: int = 1
     mapped: bool = True
+    build: Build = "wheel"
 
     @property
     def split(self) -> bool:

@@ -8,7 +8,7 @@ from typing import Literal
 from msgspec import Struct
 from msgspec.structs import replace
 
-from penjing.plan import CacheType, FlashAttention, Memory, Settings
+from penjing.plan import Build, CacheType, FlashAttention, Memory, Settings
 
 Kind = Literal["prefill", "decode"]
 
@@ -22,6 +22,7 @@ class Knobs(Struct, frozen=True):
     flash_attention: FlashAttention
     cache_type: CacheType
     micro_batch: int
+    build: Build = "wheel"
 
     @classmethod
     def of(cls, kind: Kind, settings: Settings) -> Knobs:
@@ -33,6 +34,7 @@ class Knobs(Struct, frozen=True):
             settings.flash_attention,
             settings.cache_type,
             settings.micro_batch if prefill else 0,
+            settings.build,
         )
 
 

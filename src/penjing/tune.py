@@ -40,7 +40,7 @@ _LEAST_CPU_SHARE = 0.7  # of wall × threads; spinning threads that run reach ne
 
 
 class Sessions:
-    """One child process for each way to lay out the weights; only one at a time if memory is short."""
+    """One child process for each build and layout of the weights; only one at a time if memory is short."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class Sessions:
         self._engine, self._model = engine, model
         self._together, self.repacks = together, repacks
         self._start_seconds, self._check, self._warm_up = start_seconds, check_weights, warm_up
-        self._open: dict[bool, Session] = {}
+        self._open: dict[tuple[bool, str], Session] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -73,7 +73,8 @@ class Sessions:
     def under(self, settings: Settings) -> Session:
         """A session that runs `settings`, which use one layout of the weights for both phases."""
         settings = candidates.lean(settings, self.repacks)
-        session = self._open.get(settings.repack)
+        layout = settings.repack, settings.build
+        session = self._open.get(layout)
         if session is None:
             if not self._together:
                 self.close()
@@ -85,7 +86,7 @@ class Sessions:
                 warm_up=self._warm_up,
             )
             self._check = False  # once is enough for a file
-            self._open[settings.repack] = session
+            self._open[layout] = session
         session.configure(settings)
         return session
 
@@ -173,7 +174,9 @@ class Tuner:
         yield from self._cheap_points(settings)
         if self._long > _SHORT and self._matters("prefill", settings):
             yield "prefill", self._long, 0
-        if not deep or self._patient or settings.repack != self.reference.repack or settings.split:
+        if not deep or self._patient or settings.split:
+            return
+        if settings.repack != self.reference.repack and settings.build == self.reference.build:
             return  # attention does not see the layout
         if self._matters("prefill", settings):
             yield "prefill", self._long, _DEEP

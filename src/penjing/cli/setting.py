@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from penjing.engines.llamacpp import LlamaCpp
+from penjing.engines.llamacpp import LlamaCpp, native
 from penjing.errors import BadFile, Unavailable, UsageError, UserError
 from penjing.machine import EngineFound, Machine
 from penjing.model import Model
@@ -90,7 +90,10 @@ def engines() -> tuple[EngineFound, ...]:
         engine.check()
     except UserError as error:
         return (EngineFound(engine.name, engine.version, usable=False, why=str(error)),)
-    return (EngineFound(engine.name, engine.version, usable=True),)
+    found = [EngineFound(engine.name, engine.version, usable=True)]
+    if native.found():
+        found.append(EngineFound(f"{engine.name}, native build", engine.version, usable=True))
+    return tuple(found)
 
 
 def planned(

@@ -278,7 +278,8 @@ def _knobs(chosen: Chosen) -> str:
     repacks = s.split or (s.repack and chosen.memory.repacked_bytes)
     layout = show_layouts(s) if repacks else "weights as in the file"
     disk = ", from disk" if chosen.from_disk else ""
-    return (f"{chosen.engine}: {show_threads(s)}, {layout}{disk}, flash attention {s.flash_attention}, "
+    build = f" ({s.build} build)" if s.build != "wheel" else ""
+    return (f"{chosen.engine}{build}: {show_threads(s)}, {layout}{disk}, flash attention {s.flash_attention}, "
             f"{s.cache_type} cache of {s.context_tokens} tokens, micro-batch {s.micro_batch}")  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from penjing.model import Layer, Model, Tensor
-from penjing.plan import Memory, Settings
+from penjing.plan import Build, Memory, Settings
 
 # bytes per element: f16, and q8_0 with its fp16 scale for each block of 32
 CACHE_ELEMENT_BYTES = {"f16": 2.0, "q8_0": 34 / 32}
@@ -18,6 +18,7 @@ class Traits(Struct, frozen=True):
 
     Units:
         repacked_types: ggml types that have a repacked kernel on this CPU.
+        builds: of the engine that can be used here.
         base_bytes: the engine itself, without a model. vocabulary_bytes: for each token of the vocabulary.
     """
 
@@ -26,6 +27,7 @@ class Traits(Struct, frozen=True):
     repacked_types: frozenset[str]
     base_bytes: int
     vocabulary_bytes: int
+    builds: tuple[Build, ...] = ("wheel",)
 
 
 def predict_memory(model: Model, settings: Settings, traits: Traits) -> Memory:

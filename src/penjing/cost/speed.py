@@ -132,10 +132,14 @@ def _attention_share(rates: Rates, knobs: Knobs) -> Seconds | None:
     alike = [pair for pair in pairs if _attention(pair[0].knobs) == _attention(knobs)]
     if not alike:
         return None if pairs else _NOTHING
-    deep, flat = min(alike, key=lambda p: (p[0].knobs != knobs, p[0].knobs.threads != knobs.threads))
+    deep, flat = min(alike, key=lambda p: _distance(p[0].knobs, knobs))
     scale = deep.knobs.threads / knobs.threads / (deep.tokens * (deep.depth - flat.depth))
     share = (Seconds({deep: 1}) - Seconds({flat: 1})) * scale
     return share if share.value > 0 else _NOTHING
+
+
+def _distance(one: Knobs, other: Knobs) -> tuple[bool, bool, bool]:
+    return one != other, one.build != other.build, one.threads != other.threads
 
 
 def _attention(knobs: Knobs) -> tuple[str, str]:

@@ -17,6 +17,7 @@ from penjing.workload import Workload
 
 _FREE = {
     "threads", "prefill_threads", "repack", "prefill_repack", "flash_attention", "cache_type", "micro_batch",
+    "build",
 }  # fmt: skip
 _SMALL_BATCH = 128  # of prefill: activations that stay in the cache, against fewer passes over the weights
 
@@ -56,6 +57,10 @@ def singles(
         found += [frugal, lean(relaid(default, not default.repack), repacks)]
     else:
         refused.append(Refusal("repacking on", "no tensor of this file has a type with a repacked kernel"))
+    for build in traits.builds:
+        if build != default.build:  # what it gains depends on the layout, so both of them are tried
+            other = replace(default, build=build)
+            found += [lean(relaid(other, on), repacks) for on in ((True, False) if repacks else (True,))]
     flash: Sequence[FlashAttention] = ("off",) if default.flash_attention != "off" else ("auto",)
     found += [replace(frugal, flash_attention=choice) for choice in flash]
     found += [

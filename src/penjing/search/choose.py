@@ -149,6 +149,7 @@ def describe(settings: Settings, default: Settings) -> str:
     if settings == default:
         return "the engine's default"
     words = [
+        (settings.build != default.build, f"{settings.build} build"),
         (_layouts(settings) != _layouts(default), show_layouts(settings)),
         (settings.flash_attention != default.flash_attention, f"flash attention {settings.flash_attention}"),
         (settings.cache_type != default.cache_type, f"cache type {settings.cache_type}"),

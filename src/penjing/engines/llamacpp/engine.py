@@ -11,7 +11,7 @@ import msgspec
 
 from penjing.cost.memory import Traits
 from penjing.engines.base import Finished, Message, Sample, Sampling, Text
-from penjing.engines.llamacpp import library
+from penjing.engines.llamacpp import library, native
 from penjing.engines.llamacpp import protocol as p
 from penjing.engines.llamacpp.kernels import KernelTimer
 from penjing.engines.llamacpp.serving import LlamaServing
@@ -53,6 +53,7 @@ class LlamaCpp:
             repacked_types=frozenset(library.REPACKED_ARM if arm else library.REPACKED_X86),
             base_bytes=55 * MIB,
             vocabulary_bytes=200,
+            builds=("wheel", "native") if native.found() else ("wheel",),
         )
 
     def default(self, physical_cores: int, context_tokens: int, sequences: int = 1) -> Settings:
@@ -93,7 +94,7 @@ class LlamaSession:
 
     def __init__(self, load: p.Load, start_seconds: float, template_seconds: float) -> None:
         self._template_seconds = template_seconds
-        self._child = Child("penjing.engines.llamacpp.child")
+        self._child = Child("penjing.engines.llamacpp.child", native.environment(load.settings.build))
         try:
             self._send(load)
             ready = self._expect(p.Ready, start_seconds, f"loading `{Path(load.path).name}`")

@@ -71,6 +71,16 @@ def found() -> Build | None:
         return None
 
 
+def environment(build: str) -> dict[str, str]:
+    """What a child process has to know to use a build; its server imports the package, the rest opens the library."""
+    if build != "native":
+        return {}
+    if found() is None:
+        raise EngineUnusable("there is no native build of the engine here", hint="penjing engine build")
+    path = os.pathsep.join(filter(None, [str(folder()), os.environ.get("PYTHONPATH")]))
+    return {library.CHOSEN: str(library.path_in(folder())), "PYTHONPATH": path}
+
+
 def build(progress: Callable[[float], None]) -> Build:
     """Compile the engine, try it, and give it its name; `progress` is told the share done, 0 to 1.
 
@@ -128,7 +138,7 @@ def _install(stage: Path, work: Path, log: Path, progress: Callable[[float], Non
     environment = {**os.environ, "CMAKE_ARGS": _CMAKE_ARGS, "TMPDIR": str(work)}
     environment.pop("XLLAMACPP_RELEASE", None)  # would compile for every CPU
     said = b""
-    with log.open("wb") as kept, _running(command, environment) as process:
+    with log.open("wb", buffering=0) as kept, _running(command, environment) as process:
         assert process.stdout is not None
         for line in process.stdout:
             kept.write(line)

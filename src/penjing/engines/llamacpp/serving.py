@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import msgspec
 
+from penjing.engines.llamacpp import native
 from penjing.engines.process import Child, die_with_parent, pack, read_frame, take_stdout, write_all
 from penjing.errors import EngineError, Unavailable
 from penjing.plan import Settings
@@ -42,7 +43,7 @@ class LlamaServing:
         self, model: Path, settings: Settings, *, host: str, port: int, alias: str, start_seconds: float
     ) -> None:
         check_port(host, port)
-        self._child = Child(__name__, name="the server")
+        self._child = Child(__name__, native.environment(settings.build), name="the server")
         try:
             self._child.send(msgspec.json.encode(Serve(str(model.resolve()), settings, host, port, alias)))
             document, _ = self._child.receive(start_seconds, f"starting to serve `{model.name}`")

@@ -341,11 +341,23 @@ def test_calibrating_without_torch(source: Path, tmp_path: Path, monkeypatch, re
 
 
 def test_no_room_on_the_disk(source: Path, assumed: Path, tmp_path: Path, monkeypatch, refuses):
-    """What the file needs and what there is, before anything is written."""
+    """What the build needs and what there is, before anything is written."""
     room = shutil.disk_usage(tmp_path)._replace(free=10_000)
     monkeypatch.setattr("shutil.disk_usage", lambda path: room)
     problem, hint = refuses(*built(source, tmp_path / "f.gguf", assumed, "--size", str(SIZE)))
 
-    assert re.fullmatch(rf"the file needs \d+ KiB, but the disk of `{tmp_path}` has 9.77 KiB left", problem)
+    assert re.fullmatch(rf"the build needs \S+ [KM]iB, but the disk of `{tmp_path}` has 9.77 KiB left", problem)
     assert "--size" in hint
+    assert not list(tmp_path.iterdir())
+
+
+def test_room_for_one_finalist_is_not_room_for_three(
+    source: Path, assumed: Path, tmp_path: Path, monkeypatch, refuses
+):
+    """All of them stand beside each other: that is known before the first is built."""
+    room = shutil.disk_usage(tmp_path)._replace(free=SIZE + SIZE // 2)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: room)
+    words = built(source, tmp_path / "f.gguf", assumed, "--size", str(SIZE), "--finalists", "3")
+
+    assert "the build needs" in refuses(*words)[0]
     assert not list(tmp_path.iterdir())

@@ -208,7 +208,8 @@ def _open_part(part: Path, journal: Path, frame: Frame, title: str) -> set[_Piec
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         pass
     journal.unlink(missing_ok=True)
-    _check_room(part, frame.n_bytes)
+    part.unlink(missing_ok=True)
+    check_room(part.parent, frame.n_bytes)
     try:
         with part.open("wb") as file:
             file.write(frame.head)
@@ -221,15 +222,14 @@ def _open_part(part: Path, journal: Path, frame: Frame, title: str) -> set[_Piec
     return set()
 
 
-def _check_room(part: Path, n_bytes: int) -> None:
-    folder = part.parent
+def check_room(folder: Path, n_bytes: int) -> None:
+    """Raises Unavailable: no such folder, or its disk has less than `n_bytes` left."""
     if not folder.is_dir():
         raise Unavailable(f"the folder `{folder}` does not exist", hint=f"mkdir -p {folder}")
-    part.unlink(missing_ok=True)
     free = shutil.disk_usage(folder).free
     if free < n_bytes:
         raise Unavailable(
-            f"the file needs {show_bytes(n_bytes)}, but the disk of `{folder}` has {show_bytes(free)} left",
+            f"the build needs {show_bytes(n_bytes)}, but the disk of `{folder}` has {show_bytes(free)} left",
             hint="choose another disk: `--out FILE`, or a smaller `--size`",
         )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -17,7 +17,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from penjing import __version__, store
-from penjing.build import Builder, Recipe, tidy
+from penjing.build import Builder, Recipe, check_room, tidy
 from penjing.costs import menu_of
 from penjing.engines.base import Engine
 from penjing.errors import DoesNotFit
@@ -155,6 +155,7 @@ class Shrinker:
         """The finalists for a goal, built; and measured, where there is something to choose."""
         chosen = self.finalists(self.items(goal), goal, count)
         files = [out.with_name(f"{out.name}.{attempt}{i}") for i in range(len(chosen))]
+        self._check_room(files, chosen.values())
         hashes = [
             self.make(allocation, file) for allocation, file in zip(chosen.values(), files, strict=True)
         ]
@@ -167,6 +168,12 @@ class Shrinker:
                 chosen.items(), measured, files, hashes, strict=True
             )
         ]
+
+    def _check_room(self, files: Sequence[Path], allocations: Iterable[Allocation]) -> None:
+        """For all files beside each other; those that an earlier run has begun take their room already."""
+        begun = [any(f.with_name(f.name + ending).exists() for ending in ("", ".part")) for f in files]
+        sizes = [frame_of(self.header, a.types, {}).n_bytes for a in allocations]
+        check_room(files[0].parent, sum(n for n, there in zip(sizes, begun, strict=True) if not there))
 
     # ---- what to build -----------------------------------------------------------------------------
 

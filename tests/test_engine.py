@@ -224,7 +224,7 @@ def test_logits_are_finite_and_the_same_in_every_session(session):
     with LlamaCpp().open(real_model(), PLAIN) as other:
         again = all_logits(other, tokens)
 
-    assert all(len(block) <= 32 for block in blocks)
+    assert all(len(block) <= 64 for block in blocks)
     assert rows.shape == (len(tokens), VOCABULARY) and rows.dtype == np.float32
     assert np.isfinite(rows).all()
     assert (rows == again).all()

@@ -122,7 +122,9 @@ def test_the_finalist_that_measured_best_is_kept(chain):
 def test_build_and_eval_agree(source: Path, chain):
     """`eval` measures on the same text what `build` reported."""
     _, done = chain
-    seen = json.loads(penjing("eval", done["artifact"], "--against", str(source), "--json").stdout)
+    tokens = str(done["measured"]["tokens"])
+    words = ("eval", done["artifact"], "--against", str(source), "--tokens", tokens)
+    seen = json.loads(penjing(*words, "--json").stdout)
 
     assert {key: seen[key] for key in done["measured"]} == pytest.approx(done["measured"])
 

@@ -179,7 +179,7 @@ def eval(parser: argparse.ArgumentParser) -> None:  # noqa: A001 (the name of th
     parser.add_argument(
         "--versus", metavar="OTHER", help="another file of the same source, compared on the same text"
     )
-    _text(parser, "what the models read", 8192, "tokens of the text, from its beginning")
+    _text(parser, "what the models read", 8192, "tokens, taken evenly from the text")
     parser.add_argument("--ppl", action="store_true", help="perplexity of the file, without a source")
 
 

@@ -28,13 +28,13 @@ def lines(path: Path) -> int:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_build_that_is_killed_goes_on(tmp_path: Path):
-    """Eight kills at random moments, most while it rounds; in the end the same file, byte for byte."""
+    """Ten kills at random moments, most while it rounds; in the end the same file, byte for byte."""
     source = small_models.write(tmp_path / "source.gguf")
     sensitivities.save(tmp_path / "s", small_models.sensitivity(source))
     limit = ("--bpw", "4.5", "--sensitivity", str(tmp_path / "s"), "--finalists", "2", "--json")
     draw, whole, out = random.Random(3), tmp_path / "whole.gguf", tmp_path / "killed.gguf"
     first = penjing("build", str(source), "--out", str(whole), *limit)
-    for _ in range(8):
+    for _ in range(10):
         with started("build", str(source), "--out", str(out), *limit) as command:
             wait_for_progress(tmp_path, draw)
             command.kill()

@@ -348,7 +348,9 @@ def test_no_room_on_the_disk(source: Path, assumed: Path, tmp_path: Path, monkey
     monkeypatch.setattr("shutil.disk_usage", lambda path: room)
     problem, hint = refuses(*built(source, tmp_path / "f.gguf", assumed, "--size", str(SIZE)))
 
-    assert re.fullmatch(rf"the build needs \S+ [KM]iB, but the disk of `{tmp_path}` has 9.77 KiB left", problem)
+    assert re.fullmatch(
+        rf"the build needs \S+ [KM]iB, but the disk of `{tmp_path}` has 9.77 KiB left", problem
+    )
     assert "--size" in hint
     assert not list(tmp_path.iterdir())
 

@@ -85,8 +85,10 @@ class Counting(FakeEngine):
     def __init__(self) -> None:
         super().__init__()
         self.asked: list[Kernel] = []
+        self.builds: list[str] = []
 
-    def kernels(self) -> FakeKernels:
+    def kernels(self, build: str = "wheel") -> FakeKernels:
+        self.builds.append(build)
         engine = self
 
         class Timer(FakeKernels):
@@ -113,6 +115,10 @@ def test_what_is_known_is_not_timed_again():
     assert kernel_rates.disturbed(both) == len(kernels) and all(
         len(set(t.seconds)) == 1 for t in both.timings
     )
+    other = [replace(kernel, build="native") for kernel in kernels[:2]]
+    assert {t.kernel for t in measured([*other, kernels[0]], MACHINE, engine).timings} == {*other, kernels[0]}
+    assert engine.builds == ["wheel", "wheel", "native"] and engine.asked[len(kernels) :] == other
+    engine.asked = list(kernels)
     assert measured(kernels[:1], MACHINE, engine, fresh=True).timings and engine.asked == [
         *kernels,
         kernels[0],

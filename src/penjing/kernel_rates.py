@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from statistics import median
 
 from msgspec import Struct
@@ -18,6 +19,7 @@ from penjing.cost.memory import Traits
 from penjing.engines.base import Engine
 from penjing.formats import BY_NAME
 from penjing.machine import Machine
+from penjing.plan import Build
 from penjing.progress import bar
 from penjing.quality.menu import KINDS
 from penjing.rates import Kernel, KernelRates, KernelTiming
@@ -41,12 +43,12 @@ class MatrixShape(Struct, frozen=True, order=True):
 
 def kernels_of(
     shapes: Iterable[MatrixShape], kinds: Sequence[str], traits: Traits, threads: Iterable[int],
-    batches: Sequence[int] = BATCHES,
+    batches: Sequence[int] = BATCHES, build: Build = "wheel",
 ) -> list[Kernel]:  # fmt: skip
     """Every product worth timing: types whose blocks fit the rows, and layouts that the engine has for them."""
     counts = sorted(set(threads))
     return [
-        Kernel(kind, s.rows, s.columns, batch, count, repack, s.experts, s.experts_used)
+        Kernel(kind, s.rows, s.columns, batch, count, repack, s.experts, s.experts_used, build)
         for s in shapes
         for kind in kinds
         if s.columns % BY_NAME[kind].block_weights == 0
@@ -69,9 +71,11 @@ def measured(
     have = {t.kernel: t for t in known.timings}
     missing = [kernel for kernel in kernels if fresh or kernel not in have]
     if missing:
-        with engine.kernels() as timer, bar("timing kernels", len(missing)) as shown:
+        with ExitStack() as stack:
+            shown = stack.enter_context(bar("timing kernels", len(missing)))
+            timers = {b: stack.enter_context(engine.kernels(b)) for b in {k.build for k in missing}}
             for group in _groups(missing):
-                found = timer.time(group, ROUNDS, _cold_bytes(machine))
+                found = timers[group[0].build].time(group, ROUNDS, _cold_bytes(machine))
                 have |= {timing.kernel: _undisturbed(timing) for timing in found}
                 shown.advance(len(group))
                 store.remember(name, replace(known, timings=tuple(have.values())))
@@ -87,7 +91,7 @@ def _groups(kernels: Sequence[Kernel]) -> list[list[Kernel]]:
     """Those of one matrix and layout together."""
     groups: dict[tuple[object, ...], list[Kernel]] = {}
     for k in kernels:
-        groups.setdefault((k.type, k.rows, k.columns, k.experts, k.repack), []).append(k)
+        groups.setdefault((k.build, k.type, k.rows, k.columns, k.experts, k.repack), []).append(k)
     return list(groups.values())
 
 

@@ -71,6 +71,7 @@ class Kernel(Struct, frozen=True, order=True):
     repack: bool = False
     experts: int = 0
     experts_used: int = 0
+    build: Build = "wheel"
 
 
 class KernelTiming(Struct, frozen=True):

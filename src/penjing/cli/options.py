@@ -82,6 +82,12 @@ def probe(parser: argparse.ArgumentParser) -> None:
         help="of the matrix that is timed (%(default)s)",
     )
     parser.add_argument(
+        "--build",
+        choices=("wheel", "native"),
+        default="wheel",
+        help="of the engine, as installed or compiled here",
+    )
+    parser.add_argument(
         "--picture", metavar="FILE.svg", help="with --kernels: draw the roofline of this machine"
     )
     _fresh(parser)

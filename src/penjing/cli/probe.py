@@ -15,6 +15,7 @@ from penjing.machine import Machine
 from penjing.store import write_atomically
 
 if TYPE_CHECKING:
+    from penjing.plan import Build
     from penjing.rates import KernelRates
 
 _SHAPE = re.compile(r"([1-9]\d{0,6})x([1-9]\d{0,6})")
@@ -35,7 +36,7 @@ def command(args: argparse.Namespace) -> int:
     rows, columns = _shape(args.shape)
     picture = setting.output(args.picture, (), "--picture") if args.picture is not None else None
     machine = setting.this_machine(path, fresh=args.fresh)
-    rates = _kernels(machine, rows, columns, fresh=args.fresh) if args.kernels else None
+    rates = _kernels(machine, rows, columns, args.build, fresh=args.fresh) if args.kernels else None
     if picture and rates:
         _draw(picture, machine, rates, args.shape)
     if args.json:
@@ -57,7 +58,7 @@ def _shape(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def _kernels(machine: Machine, rows: int, columns: int, *, fresh: bool) -> KernelRates:
+def _kernels(machine: Machine, rows: int, columns: int, build: Build, *, fresh: bool) -> KernelRates:
     from penjing import kernel_rates as kernels
     from penjing.engines.llamacpp import LlamaCpp
     from penjing.search import candidates
@@ -65,7 +66,8 @@ def _kernels(machine: Machine, rows: int, columns: int, *, fresh: bool) -> Kerne
     engine = LlamaCpp()
     threads = candidates.thread_counts(machine.cores)[0]
     shape = kernels.MatrixShape(rows, columns)
-    wanted = kernels.kernels_of([shape], kernels.all_kinds(), engine.traits(machine.isa), [threads], _BATCHES)
+    traits = engine.traits(machine.isa)
+    wanted = kernels.kernels_of([shape], kernels.all_kinds(), traits, [threads], _BATCHES, build)
     if not wanted:
         raise UsageError(f"rows of {columns} weights fit no type", hint="--shape 2048x4096")
     return kernels.measured(wanted, machine, engine, fresh=fresh)

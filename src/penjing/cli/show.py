@@ -68,9 +68,8 @@ def kernels(rates: KernelRates, m: Machine, shape: str) -> None:
         by_layout.setdefault(key, []).append(timing)
     rows = [_kernel_row(timings, dram) for _, timings in sorted(by_layout.items())]
     threads, batch = (max(getattr(t.kernel, name) for t in rates.timings) for name in ("threads", "batch"))
-    print(
-        f"\nmatrix {shape}, {threads} threads, {rates.engine_version}; in brackets: of the read rate of memory"
-    )
+    engine = f"{rates.engine_version} ({rates.timings[0].kernel.build})"
+    print(f"\nmatrix {shape}, {threads} threads, {engine}; in brackets: of the read rate of memory")
     header = ("type", "bits", "layout", "weights, batch 1", "bytes, batch 1", f"batch {batch}")
     _print(_table(header, rows))
     if lost := disturbed(rates):

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, Self
 from msgspec import Struct
 
 from penjing.cost.memory import Traits
-from penjing.plan import Memory, Settings
+from penjing.plan import Build, Memory, Settings
 from penjing.rates import Kernel, KernelTiming
 
 if TYPE_CHECKING:
@@ -190,8 +190,8 @@ class Engine(Protocol):
         """
         ...
 
-    def kernels(self) -> KernelTimer:
-        """Start timing kernels."""
+    def kernels(self, build: Build = "wheel") -> KernelTimer:
+        """Start timing the kernels of a build."""
         ...
 
     def serve(

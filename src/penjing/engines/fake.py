@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from penjing.cost.memory import Traits
 from penjing.engines.base import Finished, Message, Sample, Sampling, Serving, Text
 from penjing.errors import EngineError, Unavailable
-from penjing.plan import Memory, Settings
+from penjing.plan import Build, Memory, Settings
 from penjing.rates import Kernel, KernelTiming
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class FakeEngine:
     def default(self, physical_cores: int, context_tokens: int, sequences: int = 1) -> Settings:
         return Settings(physical_cores, physical_cores, context_tokens=context_tokens, sequences=sequences)
 
-    def kernels(self) -> FakeKernels:
+    def kernels(self, build: Build = "wheel") -> FakeKernels:
         return FakeKernels()
 
     def open(

@@ -17,7 +17,7 @@ from penjing.engines.llamacpp.kernels import KernelTimer
 from penjing.engines.llamacpp.serving import LlamaServing
 from penjing.engines.process import Child
 from penjing.errors import EngineError
-from penjing.plan import Memory, Settings
+from penjing.plan import Build, Memory, Settings
 from penjing.units import MIB
 
 if TYPE_CHECKING:
@@ -78,9 +78,9 @@ class LlamaCpp:
         load = p.Load(str(model.resolve()), settings, check_weights, warm_up)
         return LlamaSession(load, start_seconds, self._template_seconds)
 
-    def kernels(self) -> KernelTimer:
+    def kernels(self, build: Build = "wheel") -> KernelTimer:
         self.check()
-        return KernelTimer()
+        return KernelTimer(native.environment(build))
 
     def serve(
         self, model: Path, settings: Settings, *, host: str, port: int, alias: str, start_seconds: float = 120

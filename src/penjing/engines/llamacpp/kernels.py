@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -46,8 +45,8 @@ class Job(Struct, frozen=True):
 class KernelTimer:
     """A child process that times products, with the installed library or another build of it."""
 
-    def __init__(self, build: Path | None = None) -> None:
-        env = {library.CHOSEN: str(build)} if build else None
+    def __init__(self, env: Mapping[str, str] | None = None) -> None:
+        """`env` names another build's library, as `native.environment` does."""
         hint = "close what else runs, and try again"
         self._child = Child(__name__, env, if_killed=hint, if_slow=hint)
 

@@ -121,7 +121,7 @@ def _built(work: Path, target: Path, compiler: str, progress: Callable[[float], 
 def try_out(place: Path, log: Path) -> None:
     """Run kernels of the library in `place`; raises EngineError if they do not answer."""
     try:
-        with KernelTimer(library.path_in(place)) as timer:
+        with KernelTimer({library.CHOSEN: str(library.path_in(place))}) as timer:
             for kind in _TRIED:
                 timer.time([Kernel(kind, 256, 512, 8, 2)], 1, 0)
     except UserError as error:

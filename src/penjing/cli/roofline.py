@@ -59,10 +59,9 @@ def svg(timings: Sequence[KernelTiming], read_bytes_per_s: float | None, title: 
         colour, dashes = _COLOURS[n % len(_COLOURS)], "" if n < 2 * len(_COLOURS) else "5 3"
         points = [axes.at(place) for place in places]
         parts += [_line(points, colour, dashes), *(_dot(p, colour, n // len(_COLOURS) % 2) for p in points)]
-        parts += [
-            _dot((_WIDTH - _RIGHT + 18, _TOP + 6 + 16 * n), colour, n // len(_COLOURS) % 2),
-            _text(_WIDTH - _RIGHT + 28, _TOP + 10 + 16 * n, name),
-        ]
+        x, y = _WIDTH - _RIGHT + 30, _TOP + 6 + 16 * n
+        parts += [_line([(x - 14, y), (x + 14, y)], colour, dashes)]
+        parts += [_dot((x, y), colour, n // len(_COLOURS) % 2), _text(x + 20, y + 4, name)]
     height = max(_HEIGHT, _TOP + 16 * len(lines) + 20)
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
     parts += [

@@ -33,6 +33,7 @@ MACHINE = Machine(
 )
 TRAITS = FakeEngine().traits(())
 SHAPE = MatrixShape(64, 256)
+BATCHES = (1, 2, 4, 16, 64, 512)
 
 
 def test_the_engine_times_every_type_and_layout():
@@ -69,14 +70,14 @@ def test_a_killed_timer_is_one_error():
 
 def test_only_what_the_engine_has_is_timed():
     """Blocks of 256 need such rows; a repacked layout is for some types, eight rows at a time."""
-    narrow = {k.type for k in kernels_of([MatrixShape(64, 96)], all_kinds(), TRAITS, [1])}
-    odd = kernels_of([MatrixShape(12, 256)], all_kinds(), TRAITS, [1])
-    full = kernels_of([SHAPE], all_kinds(), TRAITS, [1, 2, 2])
+    narrow = {k.type for k in kernels_of([MatrixShape(64, 96)], all_kinds(), TRAITS, [1], BATCHES)}
+    odd = kernels_of([MatrixShape(12, 256)], all_kinds(), TRAITS, [1], BATCHES)
+    full = kernels_of([SHAPE], all_kinds(), TRAITS, [1, 2, 2], BATCHES)
 
     assert narrow == {k for k in all_kinds() if 96 % BY_NAME[k].block_weights == 0}
     assert not any(k.repack for k in odd)
     assert {k.type for k in full if k.repack} == TRAITS.repacked_types
-    assert len(full) == len(set(full)) == 2 * len(kernel_rates.BATCHES) * (len(all_kinds()) + 2)
+    assert len(full) == len(set(full)) == 2 * len(BATCHES) * (len(all_kinds()) + 2)
 
 
 class Counting(FakeEngine):
@@ -106,7 +107,7 @@ def _half_disturbed(timing: KernelTiming) -> KernelTiming:
 
 def test_what_is_known_is_not_timed_again():
     """A second call asks for what is new alone; disturbed rounds are gone, and counted."""
-    engine, kernels = Counting(), kernels_of([SHAPE], ["q4_0", "q8_0"], TRAITS, [1])
+    engine, kernels = Counting(), kernels_of([SHAPE], ["q4_0", "q8_0"], TRAITS, [1], BATCHES)
     first = measured(kernels[:5], MACHINE, engine)
     both = measured(kernels, MACHINE, engine)
 

@@ -1,9 +1,9 @@
 """What a file lost against its source: KL divergence of the next-token distributions, in full precision.
 
 All models read the same sequences, each in a child process of its own, two at a time with half the cores each: two
-processes of one thread never wait for each other, where one of two threads may. Logits stay float32 and in memory, one
-sequence at a time: no file of logits, no rounding of them. Peak memory is the models and the logits of one sequence for
-three of them (300 MB each for 512 tokens and a vocabulary of 150,000).
+processes of one thread never wait for each other, where one of two threads may. Log-probabilities stay float32 and in
+memory, one sequence at a time: no file of them, no rounding. Peak memory is the models and what three of them say of one
+sequence (300 MB each for 512 tokens and a vocabulary of 150,000).
 """
 
 from __future__ import annotations

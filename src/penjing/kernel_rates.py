@@ -24,7 +24,6 @@ from penjing.progress import bar
 from penjing.quality.menu import KINDS
 from penjing.rates import Kernel, KernelRates, KernelTiming
 
-BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 512)
 ROUNDS = 3
 _COLD_CACHES = 2  # times the last-level cache: so much is read before the same weights come again
 _LEAST_COLD_BYTES = 64 * 2**20
@@ -43,7 +42,7 @@ class MatrixShape(Struct, frozen=True, order=True):
 
 def kernels_of(
     shapes: Iterable[MatrixShape], kinds: Sequence[str], traits: Traits, threads: Iterable[int],
-    batches: Sequence[int] = BATCHES, build: Build = "wheel",
+    batches: Sequence[int], build: Build = "wheel",
 ) -> list[Kernel]:  # fmt: skip
     """Every product worth timing: types whose blocks fit the rows, and layouts that the engine has for them."""
     counts = sorted(set(threads))

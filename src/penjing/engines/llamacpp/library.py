@@ -83,7 +83,7 @@ def _check_cpu(cpuinfo: str) -> None:
 def library_path() -> Path:
     """The extension file itself; found without importing the package.
 
-    In a child process `$PENJING_ENGINE_LIBRARY` names that of another build of the same version.
+    `$PENJING_ENGINE_LIBRARY`, set for child processes, names that of another build of the same version.
     """
     if chosen := os.environ.get(CHOSEN):
         return Path(chosen)

@@ -2,7 +2,7 @@
 
 All models read the same sequences, each in a child process of its own, two at a time with half the cores each: two
 processes of one thread never wait for each other, where one of two threads may. Log-probabilities stay float32 and in
-memory, one sequence at a time: no file of them, no rounding. Peak memory is the models and what three of them say of one
+memory, one sequence at a time: no file of them, no rounding. Peak memory is the models and what three of them say of a
 sequence (300 MB each for 512 tokens and a vocabulary of 150,000).
 """
 

@@ -55,6 +55,8 @@ SHAPES = {
     "qwen3-0.6b": Shape("qwen3", 28, 1024, 3072, 16, 8, 128, 40960),
     "qwen3-1.7b": Shape("qwen3", 28, 2048, 6144, 16, 8, 128, 40960),
     "qwen3-4b": Shape("qwen3", 36, 2560, 9728, 32, 8, 128, 40960),
+    # four of the 48 layers of Qwen3-30B-A3B
+    "qwen3-30b-a3b-4": Shape("qwen3moe", 4, 2048, 768, 32, 4, 128, 40960, experts=128, experts_used=8),
     "qwen3-8b-2": Shape("qwen3", 2, 4096, 12288, 32, 8, 128, 40960),  # two of the 36 layers of Qwen3-8B
     "tiny": Shape("llama", 2, 256, 512, 4, 2, 64, 8192),
     "tiny-moe": Shape("qwen3moe", 2, 256, 512, 4, 2, 64, 8192, experts=8, experts_used=2),

@@ -74,7 +74,7 @@ def measured(
             shown = stack.enter_context(bar("timing kernels", len(missing)))
             timers = {b: stack.enter_context(engine.kernels(b)) for b in {k.build for k in missing}}
             for group in _groups(missing):
-                found = timers[group[0].build].time(group, ROUNDS, _cold_bytes(machine))
+                found = timers[group[0].build].time(group, ROUNDS, cold_bytes(machine))
                 have |= {timing.kernel: _undisturbed(timing) for timing in found}
                 shown.advance(len(group))
                 store.remember(name, replace(known, timings=tuple(have.values())))
@@ -110,7 +110,8 @@ def operations(kernel: Kernel) -> float:
     return 2.0 * kernel.rows * kernel.columns * max(1, kernel.experts_used) * kernel.batch
 
 
-def _cold_bytes(machine: Machine) -> int:
+def cold_bytes(machine: Machine) -> int:
+    """So much is read before the same weights come again."""
     last = max((c.n_bytes * c.instances for c in machine.caches if c.kind != "instruction"), default=0)
     return max(_LEAST_COLD_BYTES, _COLD_CACHES * last)
 

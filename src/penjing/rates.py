@@ -14,7 +14,10 @@ Kind = Literal["prefill", "decode"]
 
 
 class Knobs(Struct, frozen=True):
-    """The settings that the speed of one phase depends on; `micro_batch` is 0 for decode."""
+    """The settings that the speed of one phase depends on; `micro_batch` is 0 for decode.
+
+    `together`: so many sequences take each step of decode; the tokens of a timing then count steps.
+    """
 
     kind: Kind
     threads: int
@@ -23,6 +26,7 @@ class Knobs(Struct, frozen=True):
     cache_type: CacheType
     micro_batch: int
     build: Build = "wheel"
+    together: int = 1
 
     @classmethod
     def of(cls, kind: Kind, settings: Settings) -> Knobs:
@@ -41,6 +45,8 @@ class Knobs(Struct, frozen=True):
 class Timing(Struct, frozen=True):
     """Seconds that `tokens` tokens took after `depth` others, one number for each sample.
 
+    `doubt`: the half-width, relative, by which seconds that were composed instead of timed may be off.
+
     Raises:
         ValueError: nothing was timed, or in no time; a file that says so is damaged.
     """
@@ -49,6 +55,7 @@ class Timing(Struct, frozen=True):
     tokens: int
     depth: int
     seconds: tuple[float, ...]
+    doubt: float = 0.0
 
     def __post_init__(self) -> None:
         if self.tokens < 1 or not self.seconds or min(self.seconds) <= 0:
@@ -134,6 +141,31 @@ class Rates(Struct, frozen=True):
     def points(self, knobs: Knobs) -> tuple[Timing, ...]:
         """All timings of one phase under one setting."""
         return tuple(t for t in self.timings if t.knobs == knobs)
+
+
+class PassRates(Struct, frozen=True):
+    """What passes over the shapes of one model cost on this machine, whatever its matrices are stored in.
+
+    Units:
+        layers: of every slice, a file with the first layers of the model and next to no vocabulary, by phase: decode
+            reads more weights than the last-level cache holds, and for prefill that would only take time.
+        threads: of all timings but those that `others` holds.
+        slices: by the type of all matrices: passes at several batches.
+        head: passes of one layer with the whole vocabulary, in the type `HEAD`.
+        others: passes of the slice `REFERENCE` with other threads, flash attention, cache types, and at depth.
+        kernels: products of single matrices, which tell what share of a pass each matrix has.
+        disturbed: samples that were thrown away because other work took the cores.
+    """
+
+    engine_version: str
+    layers: dict[Kind, int]
+    threads: int
+    slices: dict[str, Rates]
+    head: Rates
+    others: Rates
+    kernels: KernelRates
+    load_average: float | None = None
+    disturbed: int = 0
 
 
 def _without_context(settings: Settings) -> Settings:

@@ -17,6 +17,8 @@ import math
 from collections.abc import Mapping
 from functools import cache
 
+from msgspec.structs import replace
+
 from penjing.figures import Estimate, Measurement
 from penjing.plan import Settings
 from penjing.rates import Knobs, Rates, Timing
@@ -56,11 +58,16 @@ class Seconds:
         """The rate `count / seconds`, with the interval of `estimate`."""
         return self.estimate().map(lambda s: count / s)
 
+    @property
+    def doubt(self) -> float:
+        """By how much the sum may be off where its terms were composed; all in one direction at worst."""
+        return sum(abs(weight) * _median(t).value * t.doubt for t, weight in self.terms.items())
+
     def estimate(self) -> Estimate:
-        """The value with an interval of two standard errors and the drift."""
-        value = self.value
-        half = min(0.9, _DRIFT + 2 * self.error / value)
-        return Estimate(value, value * (1 - half), value * (1 + half), "measured")
+        """The value with an interval of two standard errors, the drift and the doubt."""
+        value, doubt = self.value, self.doubt
+        half = min(0.9, _DRIFT + (2 * self.error + doubt) / value)
+        return Estimate(value, value * (1 - half), value * (1 + half), "fitted" if doubt else "measured")
 
 
 _NOTHING = Seconds({})
@@ -77,9 +84,11 @@ def prefill_seconds(rates: Rates, settings: Settings, tokens: int) -> Seconds | 
     return _at(bases, tokens) + share * (tokens**2 / 2)
 
 
-def decode_seconds(rates: Rates, settings: Settings, depth: int, tokens: int) -> Seconds | None:
-    """Time to generate `tokens` tokens after `depth` others; None if never timed."""
-    knobs = Knobs.of("decode", settings)
+def decode_seconds(
+    rates: Rates, settings: Settings, depth: int, tokens: int, together: int = 1
+) -> Seconds | None:
+    """Time to generate `tokens` tokens after `depth` others, for each of `together` sequences; None if never timed."""
+    knobs = replace(Knobs.of("decode", settings), together=together)
     points = sorted(rates.points(knobs), key=lambda t: t.depth)
     share = _attention_share(rates, knobs)
     if not points or share is None:
@@ -126,7 +135,7 @@ def _attention_share(rates: Rates, knobs: Knobs) -> Seconds | None:
         for deep in rates.timings
         for flat in rates.timings
         if (deep.knobs, deep.tokens) == (flat.knobs, flat.tokens)
-        and deep.knobs.kind == knobs.kind
+        and (deep.knobs.kind, deep.knobs.together) == (knobs.kind, knobs.together)
         and deep.depth > flat.depth
     ]
     alike = [pair for pair in pairs if _attention(pair[0].knobs) == _attention(knobs)]

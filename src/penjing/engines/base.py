@@ -113,10 +113,12 @@ class Session(Protocol):
         depth: int,
         repeats: int,
         most_seconds: float = ...,
+        together: int = ...,
     ) -> list[Sample]:
         """Time `tokens` tokens after `depth` others, `repeats` times, on random text.
 
-        Decode ends a sample early after `most_seconds`; the sample says how many tokens it has.
+        Decode ends a sample early after `most_seconds`; the sample says how many tokens it has. Of more than one
+        sequence decoded `together` every step gives a token to each; `tokens` counts the steps.
         """
         ...
 

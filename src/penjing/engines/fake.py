@@ -139,7 +139,13 @@ class FakeSession:
         self._stopped = True
 
     def time(
-        self, kind: Kind, tokens: int, depth: int, repeats: int, most_seconds: float = float("inf")
+        self,
+        kind: Kind,
+        tokens: int,
+        depth: int,
+        repeats: int,
+        most_seconds: float = float("inf"),
+        together: int = 1,
     ) -> list[Sample]:
         return [self._sample(kind, tokens, depth) for _ in range(repeats)]
 

@@ -17,7 +17,7 @@ from penjing.gguf.header import Header, TensorInfo
 
 _ALIGNMENT = 32
 _DROPPED = ("split.", "general.file_type", "general.quantization_version", "general.alignment")
-Value = str | int | float
+Value = str | int | float | bytes  # bytes: a value as it is stored, its type first
 
 
 class Frame(Struct, frozen=True):
@@ -68,6 +68,8 @@ def _placed(sources: Sequence[TensorInfo], types: Mapping[str, str]) -> tuple[li
 
 def _entry(key: str, value: Value) -> bytes:
     name = _string(key)
+    if isinstance(value, bytes):
+        return name + value
     if isinstance(value, str):
         return name + struct.pack("<I", 8) + _string(value)
     if isinstance(value, int):

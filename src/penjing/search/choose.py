@@ -137,7 +137,7 @@ def why_not(question: Question, candidate: Chosen) -> str:
     for limit, seen, text, sign in limits:
         if limit is not None and seen.value is not None and sign * (seen.value - limit) > 0:
             return text.format(show_number(seen.value), show_number(limit))
-    if question.rates is not None and candidate.estimate.total_seconds.source != "measured":
+    if question.rates is not None and candidate.estimate.total_seconds.source == "assumed":
         return "it was not timed: the time was over, or no timed prompt was long enough to tell"
     if question.rates is not None and candidate.estimate.kld.value is None:
         return "it changes the answers and by how much is not known"
@@ -308,7 +308,7 @@ def _why(best: Chosen, default: Chosen, *, default_fits: bool) -> str:
 
 def _why_home(home: Chosen, default: Chosen) -> str:
     why = "nothing that was measured beats the engine's default outside the noise"
-    if home.estimate.total_seconds.source != "measured":
+    if home.estimate.total_seconds.source == "assumed":
         why = "the engine's default; nothing was measured"
     saved = default.memory.total_bytes - home.memory.total_bytes
     return f"{why}; weights read once instead of mapped save {show_bytes(saved)}" if saved > 0 else why

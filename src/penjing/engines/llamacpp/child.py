@@ -83,6 +83,8 @@ def _answer(runner: Runner, request: p.Request, inbox: Inbox) -> Iterator[tuple[
             inbox.stop.clear()
             for item in runner.generate(tokens, max_tokens, sampling, inbox.stop.is_set):
                 yield p.Answered(item) if isinstance(item, Finished) else p.Piece(item), b""
+        case p.Time(_, count, depth, repeats, most_seconds, together) if together > 1:
+            yield p.Timed(runner.time_together(together, count, depth, repeats, most_seconds)), b""
         case p.Time(kind, count, depth, repeats, most_seconds):
             yield p.Timed(runner.time(kind, count, depth, repeats, most_seconds)), b""
         case p.Logits(tokens):

@@ -151,10 +151,17 @@ class LlamaSession:
         self._send(p.Stop())
 
     def time(
-        self, kind: Kind, tokens: int, depth: int, repeats: int, most_seconds: float = float("inf")
+        self,
+        kind: Kind,
+        tokens: int,
+        depth: int,
+        repeats: int,
+        most_seconds: float = float("inf"),
+        together: int = 1,
     ) -> list[Sample]:
-        self._send(p.Time(kind, tokens, depth, repeats, min(most_seconds, 0.8 * _STEP_SECONDS)))
-        limit = _STEP_SECONDS * (1 + tokens // 512) * repeats
+        most = min(most_seconds, 0.8 * _STEP_SECONDS)
+        self._send(p.Time(kind, tokens, depth, repeats, most, together))
+        limit = _STEP_SECONDS * (1 + (tokens + depth) // 512) * repeats
         return self._expect(p.Timed, limit, f"timing {tokens} tokens of {kind}").samples
 
     def logits(self, tokens: Sequence[int]) -> Iterator[np.ndarray]:

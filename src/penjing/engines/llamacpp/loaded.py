@@ -55,8 +55,11 @@ class Loaded:
             )
         return model
 
-    def configure(self, settings: Settings, outputs: int) -> Memory:
-        """New, empty contexts that give logits of at most `outputs` tokens at once."""
+    def configure(self, settings: Settings, outputs: int, *, unified: bool = True) -> Memory:
+        """New, empty contexts that give logits of at most `outputs` tokens at once.
+
+        `unified`: sequences share one cache; otherwise each has its part of it.
+        """
         if {settings.prefill_repack, settings.repack} != self._layouts or settings.mapped != self._mapped:
             raise EngineError(
                 "repacking and mapping cannot change after loading", hint="load the model again"
@@ -65,7 +68,7 @@ class Loaded:
             self.lib.llama_free(self.contexts.popitem()[1])
         self._lines.clear()
         for layout in self._layouts:
-            self.contexts[layout] = self._new_context(self.models[layout], settings, outputs)
+            self.contexts[layout] = self._new_context(self.models[layout], settings, outputs, unified=unified)
         sizes = self._buffer_bytes()
         return Memory(
             weights_bytes=self._weights,
@@ -75,7 +78,7 @@ class Loaded:
             base_bytes=self._base,
         )
 
-    def _new_context(self, model: Any, settings: Settings, outputs: int) -> Any:
+    def _new_context(self, model: Any, settings: Settings, outputs: int, *, unified: bool) -> Any:
         params = self.lib.llama_context_default_params()
         params.n_ctx = settings.context_tokens
         params.n_batch = params.n_ubatch = settings.micro_batch
@@ -84,7 +87,7 @@ class Loaded:
         params.n_threads, params.n_threads_batch = settings.threads, settings.prefill_threads
         params.flash_attn_type = library.FLASH_ATTENTION[settings.flash_attention]
         params.type_k = params.type_v = library.CACHE_TYPES[settings.cache_type]
-        params.swa_full, params.kv_unified = False, True
+        params.swa_full, params.kv_unified = False, unified
         context = self.lib.llama_init_from_model(model, params)
         if context == self.ffi.NULL:
             raise EngineError(

@@ -52,6 +52,7 @@ class Time(Struct, frozen=True, tag=True):
     depth: int
     repeats: int
     most_seconds: float
+    together: int = 1
 
 
 class Logits(Struct, frozen=True, tag=True):

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from msgspec.structs import replace
+
 from penjing.engines.base import Finished, Sample, Sampling
 from penjing.engines.llamacpp.loaded import Loaded, peak_bytes
 from penjing.errors import EngineError
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 Kind = Literal["prefill", "decode"]
+_CELLS = 256  # the cache is rounded up to so many positions
 _LOGIT_ROWS = 64  # rows in one block of logits: 40 MB for a vocabulary of 150,000
 
 
@@ -38,9 +41,9 @@ class Runner:
             self._enter(kind)
             self._decode(self._random_tokens(2, seed=0))
 
-    def configure(self, settings: Settings, outputs: int | None = None) -> Memory:
-        """New, empty contexts. Returns the engine's memory by class."""
-        self.memory = self._loaded.configure(settings, outputs or settings.sequences)
+    def configure(self, settings: Settings, outputs: int | None = None, *, unified: bool = True) -> Memory:
+        """New, empty contexts; see `Loaded.configure`. Returns the engine's memory by class."""
+        self.memory = self._loaded.configure(settings, outputs or settings.sequences, unified=unified)
         self.settings = settings
         self._enter("prefill")
         self.context_tokens = int(self.lib.llama_n_ctx(self._context))
@@ -162,6 +165,51 @@ class Runner:
             self.lib.llama_sampler_free(sampler)
         return samples
 
+    def time_together(
+        self, together: int, tokens: int, depth: int, repeats: int, most_seconds: float
+    ) -> list[Sample]:
+        """Time `tokens` steps of `together` sequences, each after `depth` tokens, `repeats` times.
+
+        As in the engine's server every sequence has a cache of its own; the contexts are made anew before and after.
+        """
+        settings = self.settings
+        each = -(-(depth + tokens + 2) // _CELLS) * _CELLS
+        self.configure(replace(settings, sequences=together, context_tokens=together * each), unified=False)
+        sampler = self._sampler(Sampling(seed=1))
+        try:
+            return [self._time_steps(together, tokens, depth, sampler, most_seconds) for _ in range(repeats)]
+        finally:
+            self.lib.llama_sampler_free(sampler)
+            self.configure(settings)
+
+    def _time_steps(
+        self, together: int, tokens: int, depth: int, sampler: Any, most_seconds: float
+    ) -> Sample:
+        self._enter("decode")
+        self._prefill(self._random_tokens(depth, seed=depth), lambda: False)
+        for sequence in range(1, together):
+            self.lib.llama_memory_seq_cp(self._cache, 0, sequence, -1, -1)
+        batch = self.lib.llama_batch_init(together, 0, 1)
+        try:
+            self._step(batch, together, depth, sampler)  # pays for a new graph, as in `time`
+            clock, done = _Clock(), 0
+            while done < tokens and (done == 0 or clock.seconds < most_seconds):
+                done += 1
+                self._step(batch, together, depth + done, sampler)
+            return clock.lap("decode", done, depth)
+        finally:
+            self.lib.llama_batch_free(batch)
+
+    def _step(self, batch: Any, together: int, position: int, sampler: Any) -> None:
+        """The next token of every sequence, and a draw from the logits of each."""
+        batch.n_tokens = together
+        for i, token in enumerate(self._random_tokens(together, seed=position)):
+            batch.token[i], batch.pos[i], batch.logits[i] = token, position, 1
+            batch.n_seq_id[i], batch.seq_id[i][0] = 1, i
+        self._compute(batch)
+        for i in range(together):
+            self.lib.llama_sampler_sample(sampler, self._context, i)
+
     def _time_once(self, kind: Kind, ids: list[int], depth: int, sampler: Any, most_seconds: float) -> Sample:
         clock = _Clock()
         if kind == "prefill":
@@ -209,10 +257,13 @@ class Runner:
         if every:
             wanted = self.ffi.new("int8_t[]", [1] * len(ids))
             batch.logits = wanted
+        self._compute(batch)
+
+    def _compute(self, batch: Any) -> None:
         code = self.lib.llama_decode(self._context, batch)
         if code != 0:
             raise EngineError(
-                f"the engine failed on {len(ids)} tokens with code {code}: {self._loaded.telling_line()}"
+                f"the engine failed on {batch.n_tokens} tokens with code {code}: {self._loaded.telling_line()}"
             )
 
     def _sample(self, sampler: Any) -> int:

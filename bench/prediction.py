@@ -1,0 +1,227 @@
+"""Times and memory that are predicted from the rates of kernels and slices, beside those of whole models.
+
+    python bench/prediction.py                          everything: about 25 minutes on two cores
+    python bench/prediction.py --only qwen3-0.6b
+
+Shapes: SmolLM2, Qwen3-0.6B, Qwen3-1.7B and Qwen3-4B (less some of their vocabulary) and four layers of Qwen3-30B-A3B,
+with random weights. For each the rates are taken once, from slices of one type each. Then whole models in mixes of
+types that no slice has had are timed in two layouts of the weights, with the native build where there is one: decode
+after few and after 2048 tokens, of 1, 4 and 16 sequences, prefill of 512 tokens, and the peak of memory. Nothing that
+is timed here enters the rates. Prints a line for each figure, then errors by phase; the last line is one JSON
+document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from msgspec import Struct
+
+import random_model
+from penjing import pass_rates, slices
+from penjing.cli.setting import this_machine
+from penjing.cost import speed
+from penjing.cost.memory import predict_memory
+from penjing.cost.passes import Passes
+from penjing.engines.llamacpp import LlamaCpp
+from penjing.engines.llamacpp.engine import LlamaSession
+from penjing.fetch import resolve
+from penjing.figures import Estimate
+from penjing.gguf import read_header, read_model
+from penjing.machine import Machine
+from penjing.model import Model
+from penjing.plan import Settings
+from penjing.probe import load_average
+from penjing.quality import stock
+from penjing.quantize.native import Native
+from penjing.search.candidates import thread_counts
+
+SHAPES = ("SmolLM2", "qwen3-0.6b", "qwen3-1.7b", "qwen3-4b", "qwen3-30b-a3b-4")
+KINDS = ("q4_0", "q4_K", "iq4_xs", "q5_0", "q6_K", "q8_0")
+AIMS = {"decode": (5, 12), "prefill": (8, 18), "memory": (3, None)}
+ROUNDS, STEPS, SHALLOW, DEEP, PROMPT = 2, 8, 64, 2048, 512
+TOGETHER = (1, 4, 16)
+CONTEXT = 2304
+
+
+class Figure(Struct, frozen=True):
+    """One prediction and what was measured in each round: seconds a step, seconds a prompt, or bytes."""
+
+    phase: str
+    what: str
+    predicted: Estimate
+    samples: tuple[float, ...]
+
+    @property
+    def error_percent(self) -> float:
+        assert self.predicted.value
+        return 100 * (self.predicted.value / median(self.samples) - 1)
+
+    @property
+    def inside(self) -> bool:
+        return self.predicted.contains(median(self.samples))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", choices=SHAPES, action="append", help="one shape; may be given again")
+    parser.add_argument("--fresh", action="store_true", help="take the rates anew")
+    args = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="penjing-bench-", dir="/var/tmp") as folder:
+        for shape in args.only or SHAPES:
+            for row in _shape(shape, Path(folder), fresh=args.fresh):
+                rows.append(row)
+                print(
+                    f"{row['case']:58} {row['phase']:8} {row['what']:12} {row['error_percent']:+6.1f} %"
+                    f"{'' if row['inside'] else '  outside'}",
+                    flush=True,
+                )
+    table = {phase: _errors([r for r in rows if r["phase"] == phase]) for phase in AIMS}
+    _show(table)
+    print(json.dumps({"bench": "prediction", "load_average": load_average(), "errors": table, "rows": rows}))
+    return 0
+
+
+def _shape(name: str, folder: Path, *, fresh: bool) -> Iterator[dict[str, Any]]:
+    engine, machine, native = LlamaCpp(), this_machine(None), Native()
+    source = resolve(None) if name == "SmolLM2" else _random(folder, name)
+    header, model = read_header(source), read_model(source)
+    began = time.monotonic()
+    rates = pass_rates.measured(
+        header,
+        model,
+        KINDS,
+        machine,
+        engine,
+        thread_counts(machine.cores),
+        native,
+        together=TOGETHER,
+        fresh=fresh,
+    )
+    print(
+        f"{name}: rates in {time.monotonic() - began:.0f} s, {rates.disturbed} disturbed samples", flush=True
+    )
+    passes = Passes(model, rates, engine.traits(machine.isa))
+    for mix, types in _mixes(model).items():
+        path = folder / "whole.gguf"
+        slices.write(header, types, len(model.layers), model.vocabulary, path, native)
+        for settings in _settings(machine, engine):
+            case = f"{name}, {mix}, {settings.build}, repacking {'on' if settings.repack else 'off'}"
+            for figure in _figures(path, settings, passes, engine, machine):
+                yield {
+                    "case": case, "phase": figure.phase, "what": figure.what, "predicted": figure.predicted.value,
+                    "low": figure.predicted.low, "high": figure.predicted.high, "samples": figure.samples,
+                    "error_percent": figure.error_percent, "inside": figure.inside,
+                }  # fmt: skip
+
+
+def _random(folder: Path, name: str) -> Path:
+    """Only its header counts: the shapes, and the metadata."""
+    path = folder / f"{name}.gguf"
+    if not path.exists():
+        random_model.write(path, name, "Q4_0")
+    return path
+
+
+def _mixes(model: Model) -> dict[str, dict[str, str]]:
+    """A stock mix, one type for attention and another for the rest, and types drawn for every matrix."""
+    draw = np.random.default_rng(7)
+    matrices = [t for t in model.tensors if stock.is_quantized(t)]
+    drawn = {t.name: stock.fallback(str(draw.choice(KINDS)), t.shape[0]) for t in matrices}
+    by_role = {t.name: "q8_0" if "attn" in t.name else stock.fallback("q4_0", t.shape[0]) for t in matrices}
+    return {"Q4_K_M": stock.mix(model, "Q4_K_M"), "attention q8_0, rest q4_0": by_role, "drawn": drawn}
+
+
+def _settings(machine: Machine, engine: LlamaCpp) -> list[Settings]:
+    threads = thread_counts(machine.cores)[0]
+    build = engine.traits(machine.isa).builds[-1]
+    return [
+        Settings(threads, threads, on, on, context_tokens=CONTEXT, mapped=not on, build=build)
+        for on in (True, False)
+    ]
+
+
+def _figures(
+    path: Path, settings: Settings, passes: Passes, engine: LlamaCpp, machine: Machine
+) -> Iterator[Figure]:
+    model = read_model(path)
+    measured: dict[str, list[float]] = {}
+    for _ in range(ROUNDS):
+        with engine.open(path, settings) as session:
+            for what, seconds in _timed(session).items():
+                measured.setdefault(what, []).append(seconds)
+    for what, estimate in _predicted(model, settings, passes).items():
+        phase = "prefill" if what.startswith("prefill") else "decode"
+        yield Figure(phase, what, estimate, tuple(measured[what]))
+    memory = predict_memory(model, settings, engine.traits(machine.isa)).total_bytes
+    yield Figure(
+        "memory", "peak", Estimate(memory, 0.97 * memory, 1.03 * memory, "fitted"), tuple(measured["peak"])
+    )
+
+
+def _predicted(model: Model, settings: Settings, passes: Passes) -> Mapping[str, Estimate]:
+    found = {}
+    for together in TOGETHER:
+        rates = passes.rates(model, [settings], together)
+        for depth in (SHALLOW, DEEP) if together == 1 else (SHALLOW,):
+            seconds = speed.decode_seconds(rates, settings, depth, STEPS, together)
+            assert seconds is not None
+            found[f"{together} at {depth}"] = (seconds * (1 / STEPS)).estimate()
+    seconds = speed.prefill_seconds(passes.rates(model, [settings]), settings, PROMPT)
+    assert seconds is not None
+    return {**found, f"prefill {PROMPT}": seconds.estimate()}
+
+
+def _timed(session: LlamaSession) -> dict[str, float]:
+    found = {}
+    for depth in (SHALLOW, DEEP):
+        samples = session.time("decode", STEPS, depth, 3)
+        found[f"1 at {depth}"] = median(s.seconds / s.tokens for s in samples)
+    found[f"prefill {PROMPT}"] = min(s.seconds for s in session.time("prefill", PROMPT, 0, 2))
+    found["peak"] = _peak_bytes(session.process_id)
+    for together in TOGETHER[1:]:
+        samples = session.time("decode", max(2, STEPS // together), SHALLOW, 2, together=together)
+        found[f"{together} at {SHALLOW}"] = median(s.seconds / s.tokens for s in samples)
+    return found
+
+
+def _peak_bytes(process: int) -> int:
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
+def _errors(rows: list[dict[str, Any]]) -> dict[str, float]:
+    sizes = [abs(row["error_percent"]) for row in rows]
+    return {
+        "figures": len(rows),
+        "median_abs_error_percent": float(np.median(sizes)),
+        "p90_abs_error_percent": float(np.percentile(sizes, 90)),
+        "median_signed_error_percent": float(np.median([row["error_percent"] for row in rows])),
+        "inside_percent": 100 * sum(row["inside"] for row in rows) / len(rows),
+    }
+
+
+def _show(table: dict[str, dict[str, float]]) -> None:
+    for phase, row in table.items():
+        aim, ninety = AIMS[phase]
+        print(
+            f"{phase:8} {row['figures']:.0f} figures: median {row['median_abs_error_percent']:.1f} % (aim {aim}), "
+            f"p90 {row['p90_abs_error_percent']:.1f} % (aim {ninety or '-'}), signed "
+            f"{row['median_signed_error_percent']:+.1f} %, inside the interval {row['inside_percent']:.0f} %"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

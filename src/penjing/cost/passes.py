@@ -1,0 +1,318 @@
+"""Seconds of a pass over a model with any types, from passes over slices that have one type each.
+
+A pass is made of matrix products and of what lies between them. The products of all shapes and types are timed alone,
+and passes of the engine over slices of the model tell what more there is (`cost.factors`). A model with a mix of
+types then takes the sum over its own products and layers, besides attention over what lies before, and the head,
+where logits are computed and a token is drawn. The feed-forward part of the last layer and the head are computed only
+for tokens whose logits are asked for: in prefill that is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import Literal
+
+import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
+
+from penjing.cost.factors import Factors, fit
+from penjing.cost.memory import Traits
+from penjing.model import Layer, Model, Tensor
+from penjing.plan import Build, CacheType, FlashAttention, Settings
+from penjing.quality import stock
+from penjing.rates import Kernel, Kind, Knobs, PassRates, Rates, Timing
+
+Phase = Literal["prefill", "decode"]
+
+
+class Point(Struct, frozen=True):
+    """`batch` tokens of one prompt in a pass, or one of each of `batch` sequences."""
+
+    phase: Phase
+    batch: int
+
+
+PREFILLS = tuple(Point("prefill", n) for n in (32, 128, 512))
+ONE = Point("decode", 1)
+HEAD = REFERENCE = "q8_0"
+NEAR_BY_KIND: dict[Kind, int] = {"prefill": 0, "decode": 16}  # positions before what is timed
+DEEP_BY_KIND: dict[Kind, int] = {"prefill": 1024, "decode": 2048}  # where attention is timed
+STEPS, LONG = 8, 512  # of decode, and tokens of prefill, in a timing of attention
+_MOST_ROWS = 16384  # of a matrix that is timed; the time of more rows is in proportion
+_USUAL_DEPTH = 1024  # positions
+_LATE_SHARE = 0.5  # of the last layer, that prefill does not compute
+_ROUNDS = 3
+_DOUBT = 0.04  # relative half-width: of any composed time
+_UNKNOWN_DOUBT = 0.15  # and of products in types without a slice
+_LATE = frozenset({"ffn_gate", "ffn_up", "ffn_down", "ffn_gate_up", "expert_gate", "expert_up", "expert_down",
+                   "expert_gate_up", "shared_gate", "shared_up", "shared_down"})  # fmt: skip
+Array = np.ndarray
+
+
+class Way(Struct, frozen=True):
+    """How a pass is computed, beside its types: the engine's build and the layout of the weights."""
+
+    build: Build
+    repack: bool
+
+
+def matrices(model: Model) -> list[Tensor]:
+    """What a token is multiplied with in the layers: without the head, norms, routers and idle drafting heads."""
+    return [
+        t
+        for t in model.tensors
+        if stock.is_quantized(t) and t.layer is not None and t.role not in ("draft", "token_embedding")
+    ]
+
+
+def head_of(model: Model) -> Tensor:
+    """The matrix that makes the logits: the output, or the token embedding that doubles as one.
+
+    Raises:
+        StopIteration: there is none.
+    """
+    found = next((t for t in model.tensors if t.role == "output" and len(t.shape) > 1), None)
+    return found or next(t for t in model.tensors if t.role == "token_embedding")
+
+
+def points_for(together: Iterable[int]) -> tuple[Point, ...]:
+    """What has to be timed for prefill, and for decode of so many sequences together; one alone always is."""
+    return (*(Point("decode", n) for n in sorted({1, *together})), *PREFILLS)
+
+
+def kernels_for(
+    model: Model, kinds: Iterable[str], traits: Traits, points: Sequence[Point], threads: int
+) -> list[Kernel]:
+    """The products whose times `Passes` asks for, with matrices in each of `kinds`."""
+    head = head_of(model)
+    wanted = [
+        _kernel(model, t, kind, Way(build, repack), point.batch, threads, traits)
+        for kind in kinds
+        for build in traits.builds
+        for repack in (False, True)
+        for point in points
+        for t in (*matrices(model), *([head] if point.phase == "decode" else []))
+        if stock.fallback(kind, t.shape[0]) == kind
+    ]
+    return list(dict.fromkeys(wanted))
+
+
+def _kernel(
+    model: Model, tensor: Tensor, kind: str, way: Way, batch: int, threads: int, traits: Traits
+) -> Kernel:
+    columns, rows, *stack = tensor.shape
+    repack = way.repack and kind in traits.repacked_types and rows % 8 == 0
+    experts = (stack[0], model.experts_used) if stack else (0, 0)
+    return Kernel(kind, min(rows, _MOST_ROWS), columns, batch, threads, repack, *experts, way.build)
+
+
+class Passes:
+    """See the module. `shapes` is any model with these shapes; what its tensors are stored in does not matter."""
+
+    def __init__(self, shapes: Model, rates: PassRates, traits: Traits) -> None:
+        self._shapes, self._rates, self._traits = shapes, rates, traits
+        self._seconds = {t.kernel: float(np.median(t.seconds)) for t in rates.kernels.timings}
+        self._known = set(rates.slices)
+        self._factors = cache(self._fit)
+        self._draws = cache(self._draw_seconds)
+
+    def product(self, tensor: Tensor, kind: str, way: Way, point: Point) -> Array:
+        """Seconds that one tensor in the type `kind` adds to a pass, one number for each round: shape (rounds,).
+
+        Raises:
+            KeyError: no such product was timed.
+        """
+        late = tensor.layer == self._last or tensor.layer is None
+        here = (
+            ONE
+            if point.phase == "prefill" and late and (tensor.layer is None or tensor.role in _LATE)
+            else point
+        )
+        kernel = _kernel(self._shapes, tensor, kind, way, here.batch, self._rates.threads, self._traits)
+        factor = self._factors(way.build, here).of((kind, kernel.repack))
+        return factor * self._seconds[kernel] * max(1.0, tensor.shape[1] / _MOST_ROWS)
+
+    @property
+    def _last(self) -> int:
+        """Number of the last layer that is computed; the layers of drafting heads come after it."""
+        return max((t.layer for t in matrices(self._shapes) if t.layer is not None), default=0)
+
+    def pass_seconds(self, model: Model, way: Way, point: Point) -> Array:
+        """Seconds of a pass after no more than a few tokens, the draws of tokens included: shape (rounds,)."""
+        logits = replace(head_of(model), layer=None)
+        total = sum(
+            (self.product(t, t.type, way, point) for t in (*matrices(model), logits)), np.zeros(_ROUNDS)
+        )
+        layers = len({t.layer for t in matrices(model)}) - (_LATE_SHARE if point.phase == "prefill" else 0)
+        outputs = point.batch if point.phase == "decode" else 1
+        between = layers * self._factors(way.build, point).layer_seconds
+        seconds: Array = total + between + outputs * self._draws(way.build)
+        return seconds
+
+    def doubt(self, model: Model) -> float:
+        """Half-width, relative, of what composing adds to the interval."""
+        unknown = sum(t.n_bytes for t in matrices(model) if t.type not in self._known)
+        return _DOUBT + _UNKNOWN_DOUBT * unknown / max(1, model.n_bytes)
+
+    def rates(self, model: Model, wanted: Iterable[Settings], together: int = 1) -> Rates:
+        """Rates of `model` as if it had been timed under each of `wanted`, at depths and lengths that tell the rest.
+
+        `together`: sequences that decode at once; one of the numbers that slices were timed with.
+        """
+        found = Rates(self._rates.engine_version, load_average=self._rates.load_average)
+        kinds: tuple[Kind, ...] = ("prefill", "decode")
+        every = [
+            replace(knobs, together=together if kind == "decode" else 1)
+            for settings in wanted
+            for kind in kinds
+            for knobs in (Knobs.of(kind, settings),)
+        ]
+        timings = [t for knobs in dict.fromkeys(every) for t in self._timed(model, knobs)]
+        return replace(found, timings=tuple(timings))
+
+    # ---- what the timings of slices say -------------------------------------------------------------
+
+    def _fit(self, build: Build, point: Point) -> Factors:
+        """Factors of a build at a point, from all slices that were timed there."""
+        sums, times = [], []
+        for kind, rates in self._rates.slices.items():
+            for repack in (False, True):
+                way = Way(build, repack)
+                seen = _seconds(rates, way, point, self._rates.threads)
+                if seen is not None:
+                    sums.append(self._sums(kind, way, point))
+                    times.append(seen)
+        layers = self._rates.layers[point.phase] - (_LATE_SHARE if point.phase == "prefill" else 0)
+        return fit(sums, [layers] * len(sums), np.array(times).reshape(-1, _ROUNDS))
+
+    def _sums(self, kind: str, way: Way, point: Point) -> dict[tuple[str, bool], float]:
+        """Seconds of the products of a slice alone, by type and layout."""
+        found: dict[tuple[str, bool], float] = {}
+        last = self._rates.layers[point.phase] - 1
+        for t in matrices(self._shapes):
+            if t.layer is None or t.layer > last:
+                continue
+            late = point.phase == "prefill" and t.layer == last and t.role in _LATE
+            batch = 1 if late else point.batch
+            stored = stock.fallback(kind, t.shape[0])
+            kernel = _kernel(self._shapes, t, stored, way, batch, self._rates.threads, self._traits)
+            key = stored, kernel.repack
+            found[key] = found.get(key, 0.0) + self._seconds[kernel]
+        return found
+
+    def _draw_seconds(self, build: Build) -> Array:
+        """Seconds of drawing a token and of a pass as such: what head and one layer leave of a pass over both."""
+        way = Way(build, False)
+        seen = _seconds(self._rates.head, way, ONE, self._rates.threads)
+        if seen is None:
+            return np.zeros(_ROUNDS)
+        first = [t for t in matrices(self._shapes) if t.layer == 0]
+        head = replace(head_of(self._shapes), layer=None)
+        products = sum((self.product(t, stock.fallback(HEAD, t.shape[0]), way, ONE) for t in (*first, head)),
+                       np.zeros(_ROUNDS))  # fmt: skip
+        rest: Array = np.maximum(0.0, seen - products - self._factors(build, ONE).layer_seconds)
+        return rest
+
+    def _attention(
+        self, kind: Kind, build: Build, flash: FlashAttention, cached: CacheType
+    ) -> tuple[float, float]:
+        """Seconds for each layer: what a token takes more than under the settings of the slices, and what every
+        token adds for each one before it.
+        """
+        tokens, near = LONG if kind == "prefill" else STEPS, NEAR_BY_KIND[kind]
+        plain = self._other(kind, build, "auto", "f16", tokens, near)
+        here = self._other(kind, build, flash, cached, tokens, near)
+        depth = DEEP_BY_KIND[kind]
+        deep = self._other(kind, build, flash, cached, tokens, depth)
+        layers = max(1.0, _attending(self._shapes.layers[: self._rates.layers[kind]])) * tokens
+        if plain is None or here is None or deep is None:
+            raise KeyError((kind, build, flash, cached))
+        return (here - plain) / layers, max(0.0, deep - here) / layers / (depth - near)
+
+    def _other(
+        self, kind: Kind, build: Build, flash: FlashAttention, cached: CacheType, tokens: int, depth: int
+    ) -> float | None:
+        for t in self._rates.others.timings:
+            k = t.knobs
+            known = (k.kind, k.build, k.flash_attention, k.cache_type, t.tokens, t.depth, k.threads)
+            if known == (kind, build, flash, cached, tokens, depth, self._rates.threads):
+                return float(np.median(t.seconds))
+        return None
+
+    def _by_threads(self, knobs: Knobs) -> float:
+        """Time with the threads of `knobs` over that with the threads of the slices."""
+        if knobs.threads == self._rates.threads:
+            return 1.0
+        tokens, depth = LONG if knobs.kind == "prefill" else STEPS, NEAR_BY_KIND[knobs.kind]
+        seen = {
+            t.knobs.threads: float(np.median(t.seconds))
+            for t in self._rates.others.timings
+            if (t.knobs.kind, t.tokens, t.depth) == (knobs.kind, tokens, depth)
+            and (t.knobs.flash_attention, t.knobs.cache_type) == ("auto", "f16")
+            and t.knobs.build == "wheel"
+        }
+        return seen[knobs.threads] / seen[self._rates.threads]
+
+    # ---- what a model would take --------------------------------------------------------------------
+
+    def _timed(self, model: Model, knobs: Knobs) -> list[Timing]:
+        more, share = self._attention(knobs.kind, knobs.build, knobs.flash_attention, knobs.cache_type)
+        layers = _attending(model.layers)
+        flat = (
+            self._flat_prefill(model, knobs) if knobs.kind == "prefill" else self._flat_decode(model, knobs)
+        )
+        doubt = self.doubt(model)
+        found = []
+        for tokens, seconds in flat.items():
+            seconds = seconds + more * layers * tokens
+            near = NEAR_BY_KIND[knobs.kind]
+            depths = (near, DEEP_BY_KIND[knobs.kind]) if tokens in (STEPS, LONG) else (near,)
+            for depth in depths:
+                added = share * layers * tokens * (depth - depths[0]) * knobs.together
+                every = (seconds + added) * self._by_threads(knobs)
+                found.append(Timing(knobs, tokens, depth, tuple(float(s) for s in every), doubt))
+        return found
+
+    def _flat_decode(self, model: Model, knobs: Knobs) -> dict[int, Array]:
+        point = Point("decode", knobs.together)
+        return {STEPS: STEPS * self.pass_seconds(model, Way(knobs.build, knobs.repack), point)}
+
+    def _flat_prefill(self, model: Model, knobs: Knobs) -> dict[int, Array]:
+        """Prompts from an empty cache, by length; what micro-batches add in attention between them counts."""
+        way, limit = Way(knobs.build, knobs.repack), knobs.micro_batch
+        _, share = self._attention(knobs.kind, knobs.build, knobs.flash_attention, knobs.cache_type)
+        found = {}
+        for tokens in (point.batch for point in PREFILLS):
+            batch = min(tokens, limit)
+            before = share * _attending(model.layers) * tokens * (tokens - batch) / 2
+            each = self.pass_seconds(model, way, Point("prefill", batch))
+            found[tokens] = each * tokens / batch + before
+        return found
+
+
+def _seconds(rates: Rates, way: Way, point: Point, threads: int) -> Array | None:
+    """Seconds of a pass in each of `_ROUNDS` rounds; None if it was not timed."""
+    for t in rates.timings:
+        k = t.knobs
+        batch = t.tokens if k.kind == "prefill" else k.together
+        if (k.kind, batch, k.build, k.repack, k.threads) == (
+            point.phase,
+            point.batch,
+            way.build,
+            way.repack,
+            threads,
+        ):
+            each = np.resize(np.array(t.seconds), _ROUNDS)
+            return each if k.kind == "prefill" else each / t.tokens
+    return None
+
+
+def _attending(layers: Sequence[Layer]) -> float:
+    """Layers that look at what lies before; one with a window counts for what it sees of `_USUAL_DEPTH`."""
+    return sum(
+        min(1.0, (layer.window_tokens or _USUAL_DEPTH) / _USUAL_DEPTH)
+        for layer in layers
+        if layer.key_width and layer.heads
+    )

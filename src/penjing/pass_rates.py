@@ -1,0 +1,262 @@
+"""Passes over slices of a model, timed by the real engine: what `cost.passes` composes the times of a model from.
+
+A slice has the first layers of the model with random weights in one type. The pace of a machine changes within
+minutes, by its clock and by what its neighbours do; so a session of one slice stays open all the while, and every
+timing is taken relative to what that one shows just before and after it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from itertools import product
+from pathlib import Path
+from statistics import median
+
+from msgspec.structs import replace
+
+from penjing import kernel_rates, slices, store
+from penjing.cost.memory import Traits
+from penjing.cost.passes import (
+    DEEP_BY_KIND,
+    HEAD,
+    LONG,
+    NEAR_BY_KIND,
+    REFERENCE,
+    STEPS,
+    Point,
+    Way,
+    head_of,
+    kernels_for,
+    matrices,
+    points_for,
+)  # fmt: skip
+from penjing.engines.base import Engine, Sample, Session
+from penjing.formats import BY_NAME
+from penjing.gguf.header import Header
+from penjing.machine import Machine
+from penjing.model import Model
+from penjing.plan import Settings
+from penjing.progress import Bar, bar
+from penjing.quality import stock
+from penjing.quantize.native import Native
+from penjing.rates import KernelRates, Kind, Knobs, PassRates, Rates
+
+_REPEATS, _LONG_REPEATS = 3, 2  # of a sample, and of a long one
+_COMMON = ("q4_0", "q4_K", "q6_K", "q8_0")
+_SLICE_VOCABULARY = 256
+_SLICE_BITS = 4.25  # per weight, of the smallest type whose slice must not fit into the last-level cache
+_COLD, _MOST_COLD_BYTES = 6, 2**29  # of a slice for decode, in bytes that count as cold for a single matrix
+_LEAST_LAYERS, _PREFILL_WEIGHTS = 2, 3e7
+_LEAST_STEPS = 2  # of decode in a sample
+_MOST_SECONDS = 3.0  # of a sample of decode
+_CONTEXT = 2304  # tokens
+_START_SECONDS = 120.0
+_PACE_TOKENS, _PACE_STEPS = 32, 4
+_LEAST_CPU_SHARE = 0.7
+
+
+def measured(
+    header: Header, model: Model, kinds: Sequence[str], machine: Machine, engine: Engine, threads: Sequence[int],
+    native: Native, *, together: Sequence[int] = (1,), fresh: bool = False,
+) -> PassRates:  # fmt: skip
+    """Rates of the shapes of `model` in each of `kinds`: from the cache as far as it knows, else taken now.
+
+    `threads`: counts to try; the first one is that of most timings. `together`: sequences that decode at once.
+    """
+    points = points_for(together)
+    traits = engine.traits(machine.isa)
+    name = _cache_name(model, machine, traits, f"{threads} {points}")
+    known = None if fresh else store.recall(name, PassRates)
+    rates = known or PassRates(engine.version, _layers(model, machine), threads[0], {}, Rates(engine.version),
+                               Rates(engine.version), KernelRates(engine.version), machine.load_average)  # fmt: skip
+    usable = _usable(model, (*kinds, HEAD, REFERENCE))
+    wanted = kernels_for(model, _stored(model, usable), traits, points, threads[0])
+    rates = replace(rates, kernels=kernel_rates.measured(wanted, machine, engine, fresh=fresh))
+    missing = [kind for kind in usable if kind not in rates.slices]
+    if missing or not rates.others.timings:
+        with (
+            _Slicer(header, model, rates, engine, traits, native, points) as slicer,
+            bar("timing slices", len(missing) + 2) as shown,
+        ):
+            rates = slicer.all(missing, threads, shown)
+    if rates != known:
+        store.remember(name, rates)
+    return rates
+
+
+def _usable(model: Model, kinds: Sequence[str]) -> list[str]:
+    """Those of `kinds` in whose blocks the rows of some matrix go up."""
+    columns = {t.shape[0] for t in (*matrices(model), head_of(model))}
+    return [k for k in dict.fromkeys(kinds) if any(c % BY_NAME[k].block_weights == 0 for c in columns)]
+
+
+def _stored(model: Model, kinds: Sequence[str]) -> list[str]:
+    """What the matrices of slices in `kinds` are stored in: some fall back to types with smaller blocks."""
+    columns = {t.shape[0] for t in (*matrices(model), head_of(model))}
+    return sorted({stock.fallback(kind, c) for kind in kinds for c in columns})
+
+
+def _layers(model: Model, machine: Machine) -> dict[Kind, int]:
+    cold = 8 / _SLICE_BITS * min(_MOST_COLD_BYTES, _COLD * kernel_rates.cold_bytes(machine))
+    return {"decode": _layers_with(model, cold), "prefill": _layers_with(model, _PREFILL_WEIGHTS)}
+
+
+def _layers_with(model: Model, least_weights: float) -> int:
+    """As many as have so many weights, and more than one: of the last one prefill computes only a part."""
+    count, weights = 0, 0
+    while count < len(model.layers) and (weights < least_weights or count < _LEAST_LAYERS):
+        weights += sum(t.n_weights for t in matrices(model) if t.layer == count)
+        count += 1
+    return count
+
+
+class _Slicer:
+    """Writes slices and times them, one after the other beside the reference."""
+
+    def __init__(
+        self, header: Header, model: Model, rates: PassRates, engine: Engine, traits: Traits, native: Native,
+        points: Sequence[Point],
+    ) -> None:  # fmt: skip
+        self._header, self._model, self._rates = header, model, rates
+        self._engine, self._traits, self._native = engine, traits, native
+        self._points = points
+        self._paces: dict[str, list[float]] = {"prefill": [], "decode": []}
+        self._disturbed = 0
+
+    def __enter__(self) -> _Slicer:
+        with ExitStack() as stack:
+            self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="penjing-slices-")))
+            for kind, layers in self._rates.layers.items():
+                self._write(REFERENCE, layers, _SLICE_VOCABULARY, kind)
+            usual = Way("wheel", False)
+            self._references: dict[Kind, Session] = {
+                kind: stack.enter_context(self._open(self._folder / kind, usual))
+                for kind in self._rates.layers
+            }
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def all(self, kinds: Sequence[str], threads: Sequence[int], shown: Bar) -> PassRates:
+        rates = self._rates
+        for kind in kinds:
+            rates = replace(rates, slices={**rates.slices, kind: self._slice(kind)})
+            shown.advance(1)
+        if not rates.head.timings:
+            rates = replace(rates, head=self._head())
+            shown.advance(1)
+        if not rates.others.timings:
+            rates = replace(rates, others=self._others(threads))
+            shown.advance(1)
+        return replace(rates, disturbed=rates.disturbed + self._disturbed)
+
+    def _slice(self, kind: str) -> Rates:
+        found = Rates(self._rates.engine_version)
+        for phase, layers in self._rates.layers.items():
+            path = self._write(kind, layers, _SLICE_VOCABULARY, "slice")
+            points = [p for p in self._points if p.phase == phase]
+            for way in self._ways(kind):
+                with self._open(path, way) as session:
+                    for point in points:
+                        found = self._pass(found, session, point)
+        return found
+
+    def _pass(self, found: Rates, session: Session, point: Point) -> Rates:
+        if point.phase == "prefill":
+            return self._time(found, session, "prefill", point.batch, 0)
+        steps = max(_LEAST_STEPS, STEPS // point.batch)
+        return self._time(found, session, "decode", steps, NEAR_BY_KIND["decode"], point.batch)
+
+    def _ways(self, kind: str) -> list[Way]:
+        """Every build, and the repacked layout where the engine has one for some matrix of the slice.
+
+        Beside a native build the wheel is timed in the commonest types alone; the others borrow from them.
+        """
+        stored = {stock.fallback(kind, t.shape[0]) for t in matrices(self._model)}
+        layouts = (False, True) if stored & self._traits.repacked_types else (False,)
+        *lesser, best = self._traits.builds
+        builds = [*(lesser if kind in _COMMON else []), best]
+        return [Way(build, repack) for build, repack in product(builds, layouts)]
+
+    def _head(self) -> Rates:
+        path = self._write(HEAD, 1, self._model.vocabulary, "head")
+        found = Rates(self._rates.engine_version)
+        for build in self._traits.builds:
+            with self._open(path, Way(build, False)) as session:
+                found = self._time(found, session, "decode", STEPS, NEAR_BY_KIND["decode"])
+        return found
+
+    def _others(self, threads: Sequence[int]) -> Rates:
+        """At depth, with other flash attention and cache types for each build, and with other threads."""
+        found = Rates(self._rates.engine_version)
+        for build, (kind, near) in product(self._traits.builds, NEAR_BY_KIND.items()):
+            tokens = LONG if kind == "prefill" else STEPS
+            with self._open(self._folder / kind, Way(build, False)) as session:
+                usual = session.settings
+                for change in ({}, {"flash_attention": "off"}, {"cache_type": "q8_0"}):
+                    session.configure(replace(usual, **change))
+                    for depth in (near, DEEP_BY_KIND[kind]):
+                        found = self._time(found, session, kind, tokens, depth)
+                for count in threads[1:] if build == "wheel" else ():
+                    session.configure(replace(usual, threads=count, prefill_threads=count))
+                    found = self._time(found, session, kind, tokens, near)
+        return found
+
+    # ---- one file, one session, one timing ----------------------------------------------------------
+
+    def _write(self, kind: str, layers: int, vocabulary: int, name: str) -> Path:
+        path = self._folder / name
+        slices.write(self._header, stock.uniform(self._model, kind), layers, vocabulary, path, self._native)
+        return path
+
+    def _open(self, path: Path, way: Way) -> Session:
+        threads = self._rates.threads
+        settings = Settings(
+            threads,
+            threads,
+            way.repack,
+            way.repack,
+            context_tokens=_CONTEXT,
+            mapped=not way.repack,
+            build=way.build,
+        )
+        return self._engine.open(path, settings, start_seconds=_START_SECONDS)
+
+    def _time(
+        self, rates: Rates, session: Session, kind: Kind, tokens: int, depth: int, together: int = 1
+    ) -> Rates:
+        """One point, as if the machine had kept the pace that it has had in the median so far."""
+        knobs = replace(Knobs.of(kind, session.settings), together=together)
+        before = self._paces[kind][-1] if self._paces[kind] else self._pace(kind)
+        repeats = _REPEATS if tokens < LONG and together == 1 else _LONG_REPEATS
+        warm = int(kind == "prefill" and depth == 0)  # the first pass of a size touches new memory
+        samples = session.time(kind, tokens, depth, warm + repeats, _MOST_SECONDS, together)[warm:]
+        slowness = (before + self._pace(kind)) / 2 / median(self._paces[kind])
+        calm = list(self._calm(samples, knobs.threads))
+        seconds = tuple(s.seconds * tokens / s.tokens / slowness for s in calm)
+        return rates.add(knobs, tokens, depth, seconds)
+
+    def _pace(self, kind: Kind) -> float:
+        """Seconds of a sample of the reference."""
+        tokens, depth = (_PACE_STEPS, NEAR_BY_KIND["decode"]) if kind == "decode" else (_PACE_TOKENS, 0)
+        self._paces[kind].append(min(s.seconds for s in self._references[kind].time(kind, tokens, depth, 1)))
+        return self._paces[kind][-1]
+
+    def _calm(self, samples: Sequence[Sample], threads: int) -> Iterator[Sample]:
+        """Samples whose threads got their cores; the best one where none did."""
+        kept = [s for s in samples if s.cpu_seconds >= _LEAST_CPU_SHARE * threads * s.seconds]
+        self._disturbed += len(samples) - len(kept)
+        yield from kept or [min(samples, key=lambda s: s.seconds)]
+
+
+def _cache_name(model: Model, machine: Machine, traits: Traits, what: str) -> str:
+    """Names the shapes, the machine and the engine: models with the same shapes share their rates."""
+    shapes = sorted((t.name, t.shape) for t in (*matrices(model), head_of(model)))
+    place = f"{machine.cpu} {machine.cores} {traits.version} {traits.builds}"
+    known = f"{model.architecture} {shapes} {place} {what}"
+    return f"passes/{hashlib.sha256(known.encode()).hexdigest()[:20]}.json"

@@ -185,14 +185,14 @@ def _predicted(model: Model, settings: Settings, passes: Passes) -> Mapping[str,
 
 
 def _timed(session: LlamaSession) -> dict[str, float]:
-    found = {}
+    found = {f"prefill {PROMPT}": median(s.seconds for s in session.time("prefill", PROMPT, 0, 3)[1:])}
+    session.time("decode", 1, SHALLOW, 1)
+    found["peak"] = _peak_bytes(session.process_id)  # before the cache is filled by copying it
     for depth in (SHALLOW, DEEP):
         samples = session.time("decode", STEPS, depth, 3)
         found[f"1 at {depth}"] = median(s.seconds / s.tokens for s in samples)
-    found[f"prefill {PROMPT}"] = min(s.seconds for s in session.time("prefill", PROMPT, 0, 2))
-    found["peak"] = _peak_bytes(session.process_id)
     for together in TOGETHER[1:]:
-        samples = session.time("decode", max(2, STEPS // together), SHALLOW, 2, together=together)
+        samples = session.time("decode", max(2, STEPS // together), SHALLOW, 3, together=together)
         found[f"{together} at {SHALLOW}"] = median(s.seconds / s.tokens for s in samples)
     return found
 

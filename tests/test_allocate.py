@@ -9,7 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penjing.errors import DoesNotFit
-from penjing.quality.allocate import Choice, Item, frontier, least_bytes, least_kld, price
+from penjing.quality.allocate import (
+    Choice,
+    Item,
+    Limits,
+    frontier,
+    least_bytes,
+    least_kld,
+    least_seconds,
+    price,
+)  # fmt: skip
 
 _TYPES = ("q4_0", "q5_0", "q8_0", "f16")
 choices = st.lists(
@@ -47,6 +56,58 @@ def test_no_assignment_is_better(menu, share):
     assert found.n_bytes <= limit
     assert found.kld == pytest.approx(best, rel=1e-4, abs=1e-9)
     assert price(items, found.types) == found
+
+
+timed = st.lists(
+    st.lists(
+        st.tuples(st.integers(1, 1000), st.floats(0, 1, allow_subnormal=False), st.integers(1, 100), st.integers(1, 100)),
+        min_size=1, max_size=len(_TYPES),
+    ),
+    min_size=1, max_size=4,
+)  # fmt: skip
+
+
+def timed_items(menu) -> list[Item]:
+    return [
+        Item(
+            (f"blk.{i}.ffn_up.weight",),
+            "ffn_up",
+            i,
+            tuple(Choice(_TYPES[n], *row) for n, row in enumerate(rows)),
+        )
+        for i, rows in enumerate(menu)
+    ]
+
+
+def sums(chosen) -> tuple[float, ...]:
+    return tuple(
+        sum(getattr(c, n) for c in chosen) for n in ("n_bytes", "kld", "prefill_seconds", "decode_seconds")
+    )
+
+
+@given(timed, st.lists(st.floats(0, 1), min_size=4, max_size=4))
+@settings(max_examples=80, deadline=None)
+def test_the_least_time_within_all_limits(menu, shares):
+    """Limits on bytes, divergence and both phases: brute force finds nothing faster, and looser is no worse."""
+    items = timed_items(menu)
+    every = [sums(chosen) for chosen in product(*(i.choices for i in items))]
+    ends = list(zip(*every, strict=True))
+    limits = [min(e) + share * (max(e) - min(e)) + 1e-9 for e, share in zip(ends, shares, strict=True)]
+    within = [s for s in every if all(value <= limit for value, limit in zip(s, limits, strict=True))]
+    if not within:
+        with pytest.raises(DoesNotFit):
+            least_seconds(items, Limits(*limits))
+        return
+    found = least_seconds(items, Limits(*limits))
+    best = min(s[2] + s[3] for s in within)
+
+    assert best <= found.seconds <= best * (1 + 2e-3)
+    assert found.n_bytes <= limits[0] and found.kld <= limits[1] * (1 + 1e-6) + 1e-9
+    looser = least_seconds(items, Limits(*(2 * limit for limit in limits)))
+    assert looser.seconds <= found.seconds * (1 + 2e-3)
+    assert least_seconds(items, Limits(), "decode_seconds").decode_seconds <= found.decode_seconds * (
+        1 + 2e-3
+    )
 
 
 @given(menus, st.floats(0, 1))

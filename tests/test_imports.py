@@ -29,8 +29,8 @@ ROOMS = (
     {"search"},
     {"store", "progress", "fingerprint", "gguf", "hf", "probe", "engines", "catalogue", "fetch"},
     {"quantize", "sensitivities", "texts"},
-    {"calibrate", "evaluate", "build", "costs", "prior", "kernel_rates"},
-    {"tune", "planner", "bench", "shrink"},
+    {"calibrate", "evaluate", "build", "costs", "prior", "kernel_rates", "pass_rates", "slices"},
+    {"tune", "planner", "bench", "shrink", "codesign"},
     {"cli"},
 )
 PURE = sorted(

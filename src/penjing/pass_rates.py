@@ -49,7 +49,7 @@ _COMMON = ("q4_0", "q4_K", "q6_K", "q8_0")
 _SLICE_VOCABULARY = 256
 _SLICE_BITS = 4.25  # per weight, of the smallest type whose slice must not fit into the last-level cache
 _COLD, _MOST_COLD_BYTES = 6, 2**29  # of a slice for decode, in bytes that count as cold for a single matrix
-_LEAST_LAYERS, _PREFILL_WEIGHTS = 2, 3e7
+_LEAST_LAYERS, _PREFILL_WEIGHTS = 2, 8e7
 _LEAST_STEPS = 2  # of decode in a sample
 _MOST_SECONDS = 3.0  # of a sample of decode
 _CONTEXT = 2304  # tokens
@@ -233,7 +233,7 @@ class _Slicer:
         """One point, as if the machine had kept the pace that it has had in the median so far."""
         knobs = replace(Knobs.of(kind, session.settings), together=together)
         before = self._paces[kind][-1] if self._paces[kind] else self._pace(kind)
-        repeats = _REPEATS if tokens < LONG and together == 1 else _LONG_REPEATS
+        repeats = _REPEATS if tokens < LONG else _LONG_REPEATS
         warm = int(kind == "prefill" and depth == 0)  # the first pass of a size touches new memory
         samples = session.time(kind, tokens, depth, warm + repeats, _MOST_SECONDS, together)[warm:]
         slowness = (before + self._pace(kind)) / 2 / median(self._paces[kind])

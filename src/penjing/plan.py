@@ -91,7 +91,10 @@ class Refusal(Struct, frozen=True):
 
 
 class Chosen(Struct, frozen=True):
-    """One way to run the model, complete enough to run it."""
+    """One way to run the model, complete enough to run it.
+
+    `types`: what each matrix is to be stored in, where the plan chooses that; empty for a file that is run as it is.
+    """
 
     engine: str
     engine_version: str
@@ -103,6 +106,7 @@ class Chosen(Struct, frozen=True):
     is_default: bool
     from_disk: bool
     why: str
+    types: dict[str, str] = {}
 
 
 class Plan(Struct, frozen=True):

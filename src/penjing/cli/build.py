@@ -38,7 +38,7 @@ def command(args: argparse.Namespace) -> int:
     header = read_header(source)
     out = setting.output(args.out, header.files)
     native = Native()
-    sensitivity = _sensitivity(args.sensitivity, header, model, native)
+    sensitivity = sensitivity_for(args.sensitivity, header, model, native)
     if menu.needs_warning(model):
         say(
             f"most weights of `{model.name}` are quantized already: what is lost now comes on top of what was "
@@ -102,7 +102,7 @@ def _goal(args: argparse.Namespace, source: Path) -> Goal:
     return Goal(max_bytes=n_bytes)
 
 
-def _sensitivity(name: str | None, header: Header, model: Model, native: Native) -> Sensitivity:
+def sensitivity_for(name: str | None, header: Header, model: Model, native: Native) -> Sensitivity:
     if name:
         return sensitivities.load(Path(name), sensitivities.model_hash(header))
     say(

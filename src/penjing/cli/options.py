@@ -50,12 +50,18 @@ def plan(parser: argparse.ArgumentParser) -> None:
   penjing plan model.gguf --memory 6GiB --context 8192
   penjing plan Qwen3-8B --on "RTX 4090"            shapes and datasheets, nothing is loaded
   penjing plan model.gguf --json | jq .chosen.estimate
+  penjing plan model-f16.gguf --max-kld 0.06 --sensitivity model.sensitivity     types and settings together
 """
     parser.add_argument(
         "model", nargs="?", metavar="MODEL", help=f"{_MODEL}; or a name from `penjing models`"
     )
     parser.add_argument(
         "--on", metavar="MACHINE", help="a name from `penjing machines`, or a file; left out: this computer"
+    )
+    parser.add_argument(
+        "--sensitivity",
+        metavar="FILE",
+        help="of an F16 model whose types are open; left out: a prior is assumed",
     )
     _workload(parser)
     _limits(parser)

@@ -7,10 +7,12 @@ from pathlib import Path
 
 from penjing.cli import setting, show
 from penjing.engines.llamacpp import LlamaCpp
+from penjing.errors import UsageError
 from penjing.machine import Machine
 from penjing.model import Model
 from penjing.plan import Plan
 from penjing.planner import plan_elsewhere
+from penjing.progress import say
 
 
 def command(args: argparse.Namespace) -> int:
@@ -25,9 +27,33 @@ def command(args: argparse.Namespace) -> int:
 def _plan(args: argparse.Namespace) -> Plan:
     shapes = _shapes(args.model)
     if shapes is None and args.on is None:
-        return setting.planned(args, args.model).plan
+        return _open(args) or setting.planned(args, args.model).plan
     model = shapes or setting.local_model(args.model)[1]
     return plan_elsewhere(model, _machine(args.on), setting.workload(args), LlamaCpp())
+
+
+def _open(args: argparse.Namespace) -> Plan | None:
+    """The plan in which types are chosen as well; None if nobody asks for it, or the weights are quantized."""
+    if args.max_kld is None:
+        if args.sensitivity:
+            hint = "--max-kld 0.05"
+            raise UsageError("`--sensitivity` is for choosing types, which `--max-kld` asks for", hint=hint)
+        return None
+    from penjing import codesign
+    from penjing.cli.build import sensitivity_for
+    from penjing.gguf import read_header
+    from penjing.planner import question_for
+    from penjing.quantize.native import Native
+
+    path, model = setting.local_model(args.model)
+    if not codesign.is_open(model):
+        return None
+    engine, header, native = LlamaCpp(), read_header(path), Native()
+    engine.check()
+    sensitivity = sensitivity_for(args.sensitivity, header, model, native)
+    question = question_for(model, setting.this_machine(path), setting.workload(args), engine)
+    source = codesign.Source.of(header, model, sensitivity, native, question.budget_bytes)
+    return codesign.plan(source, question, engine, native, fresh=args.fresh, say=say)
 
 
 def _shapes(name: str | None) -> Model | None:

@@ -144,7 +144,7 @@ def plan(p: Plan) -> None:
     print(f"for {w.prompt_tokens} prompt + {w.answer_tokens} answer tokens, {w.users} at a time")
     print(f"chosen: {chosen.why}")
     print(_knobs(chosen))
-    others = [("engine's default", p.default)] if p.default and not chosen.is_default else []
+    others = [(p.default.why or "engine's default", p.default)] if p.default and not chosen.is_default else []
     _print(_comparison([("chosen", chosen), *others]))
     print(_memory_line(chosen.memory))
     if p.refused:

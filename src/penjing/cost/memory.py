@@ -87,9 +87,11 @@ def _compute_bytes(model: Model, settings: Settings) -> int:
         default=4 * model.width,
     )
     heads = max((layer.heads for layer in model.layers), default=0)
-    if any(t.role == "expert_up" for t in model.tensors):
+    outputs = 0
+    if any(t.role == "expert_up" for t in model.tensors):  # every expert has inner activations and an output
         feed_forward *= max(1, model.experts_used)
-    activations = settings.micro_batch * 4 * (2 * feed_forward + 6 * model.width)
+        outputs = model.experts_used * model.width
+    activations = settings.micro_batch * 4 * (2 * feed_forward + 6 * model.width + outputs)
     mask = settings.micro_batch * settings.context_tokens * 4
     scores = heads * mask if settings.flash_attention == "off" else 0
     return activations + mask + scores + 2 * 4 * model.vocabulary

@@ -10,13 +10,14 @@ for tokens whose logits are asked for: in prefill that is one.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import cache
+from functools import cache, cached_property
 from typing import Literal
 
 import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
+from penjing.cost import speed
 from penjing.cost.factors import Factors, fit
 from penjing.cost.memory import Traits
 from penjing.model import Layer, Model, Tensor
@@ -88,7 +89,7 @@ def kernels_for(
     """The products whose times `Passes` asks for, with matrices in each of `kinds`."""
     head = head_of(model)
     wanted = [
-        _kernel(model, t, kind, Way(build, repack), point.batch, threads, traits)
+        _kernel(model, t.shape, kind, Way(build, repack), point.batch, threads, traits)
         for kind in kinds
         for build in traits.builds
         for repack in (False, True)
@@ -100,9 +101,9 @@ def kernels_for(
 
 
 def _kernel(
-    model: Model, tensor: Tensor, kind: str, way: Way, batch: int, threads: int, traits: Traits
+    model: Model, shape: Sequence[int], kind: str, way: Way, batch: int, threads: int, traits: Traits
 ) -> Kernel:
-    columns, rows, *stack = tensor.shape
+    columns, rows, *stack = shape
     repack = way.repack and kind in traits.repacked_types and rows % 8 == 0
     experts = (stack[0], model.experts_used) if stack else (0, 0)
     return Kernel(kind, min(rows, _MOST_ROWS), columns, batch, threads, repack, *experts, way.build)
@@ -117,6 +118,7 @@ class Passes:
         self._known = set(rates.slices)
         self._factors = cache(self._fit)
         self._draws = cache(self._draw_seconds)
+        self._products = cache(self._product_seconds)
 
     def product(self, tensor: Tensor, kind: str, way: Way, point: Point) -> Array:
         """Seconds that one tensor in the type `kind` adds to a pass, one number for each round: shape (rounds,).
@@ -124,17 +126,25 @@ class Passes:
         Raises:
             KeyError: no such product was timed.
         """
-        late = tensor.layer == self._last or tensor.layer is None
-        here = (
-            ONE
-            if point.phase == "prefill" and late and (tensor.layer is None or tensor.role in _LATE)
-            else point
-        )
-        kernel = _kernel(self._shapes, tensor, kind, way, here.batch, self._rates.threads, self._traits)
-        factor = self._factors(way.build, here).of((kind, kernel.repack))
-        return factor * self._seconds[kernel] * max(1.0, tensor.shape[1] / _MOST_ROWS)
+        is_head = tensor.layer is None
+        late = is_head or (tensor.layer == self._last and tensor.role in _LATE)
+        here = ONE if late and point.phase == "prefill" else point
+        return self._products(tensor.shape, kind, way, here)
 
-    @property
+    def _product_seconds(self, shape: tuple[int, ...], kind: str, way: Way, point: Point) -> Array:
+        kernel = _kernel(self._shapes, shape, kind, way, point.batch, self._rates.threads, self._traits)
+        factor = self._factors(way.build, point).of((kind, kernel.repack))
+        seconds: Array = factor * self._seconds[kernel] * max(1.0, shape[1] / _MOST_ROWS)
+        return seconds
+
+    def for_prompt(self, tensor: Tensor, kind: str, way: Way, tokens: int) -> float:
+        """Seconds that one tensor adds to the prefill of `tokens` tokens in micro-batches of 512, the median round."""
+        weights = speed.weights([p.batch for p in PREFILLS], tokens).items()
+        return float(
+            np.median(sum(w * self.product(tensor, kind, way, Point("prefill", n)) for n, w in weights))
+        )
+
+    @cached_property
     def _last(self) -> int:
         """Number of the last layer that is computed; the layers of drafting heads come after it."""
         return max((t.layer for t in matrices(self._shapes) if t.layer is not None), default=0)
@@ -197,7 +207,7 @@ class Passes:
             late = point.phase == "prefill" and t.layer == last and t.role in _LATE
             batch = 1 if late else point.batch
             stored = stock.fallback(kind, t.shape[0])
-            kernel = _kernel(self._shapes, t, stored, way, batch, self._rates.threads, self._traits)
+            kernel = _kernel(self._shapes, t.shape, stored, way, batch, self._rates.threads, self._traits)
             key = stored, kernel.repack
             found[key] = found.get(key, 0.0) + self._seconds[kernel]
         return found

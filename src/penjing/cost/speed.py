@@ -14,7 +14,7 @@ a difference between two settings leaves out what both share.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 
 from msgspec.structs import replace
@@ -111,18 +111,27 @@ def total_seconds(rates: Rates, settings: Settings, prompt_tokens: int, answer_t
     return None if prefill is None or decode is None else prefill + decode
 
 
-def _at(bases: Mapping[int, Seconds], tokens: int) -> Seconds:
-    """Seconds for `tokens` tokens: between two points on their line, outside in proportion to the nearest."""
-    below = max((n for n in bases if n <= tokens), default=None)
-    above = min((n for n in bases if n >= tokens), default=None)
+def weights(points: Iterable[int], tokens: int) -> dict[int, float]:
+    """What the time of each of `points` counts in that of `tokens` tokens.
+
+    Between two points on their line, outside in proportion to the nearest.
+    """
+    known = sorted(points)
+    below = max((n for n in known if n <= tokens), default=None)
+    above = min((n for n in known if n >= tokens), default=None)
     if below is None or above is None:
         nearest = above if below is None else below
         assert nearest is not None
-        return bases[nearest] * (tokens / nearest)
-    if below == above:
-        return bases[below]
-    share = (tokens - below) / (above - below)
-    return bases[below] * (1 - share) + bases[above] * share
+        return {nearest: tokens / nearest}
+    share = (tokens - below) / (above - below) if above > below else 0.0
+    return {above: share, below: 1 - share}  # the second wins where both are one
+
+
+def _at(bases: Mapping[int, Seconds], tokens: int) -> Seconds:
+    total = _NOTHING
+    for n, weight in weights(bases, tokens).items():
+        total = total + bases[n] * weight
+    return total
 
 
 def _attention_share(rates: Rates, knobs: Knobs) -> Seconds | None:

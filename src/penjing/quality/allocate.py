@@ -1,7 +1,7 @@
 """Which format for which tensor: an exact multi-choice knapsack, solved by HiGHS.
 
-    minimise   Σ kld of the choices           or   Σ bytes
-    so that    Σ bytes ≤ limit                     Σ kld ≤ limit
+    minimise   Σ kld of the choices    or   Σ bytes         or   Σ seconds
+    so that    Σ bytes ≤ limit              Σ kld ≤ limit        any of bytes, kld and seconds of a phase ≤ limits
                every tensor has exactly one choice
                no run of layers stays at the lowest format (guard)
 
@@ -24,15 +24,28 @@ from penjing.units import show_bytes, show_number
 
 _LOW_BITS = 3.5  # below it a format counts as low, and the guards watch it
 _LONGEST_RUN = 4  # layers in a row that may all keep one role at the lowest of the low formats
-_GAP = 1e-5  # relative, between the plan and the best one possible
+_GAP, _TIME_GAP = (
+    1e-5,
+    1e-3,
+)  # relative, between the plan and the best one possible; times are no better known
+_SUMS = ("n_bytes", "kld", "prefill_seconds", "decode_seconds")
 
 
 class Choice(Struct, frozen=True):
-    """One format for a tensor: what it takes, and the divergence that it is predicted to add (nats per token)."""
+    """One format for a tensor: what it takes, and the divergence that it is predicted to add (nats per token).
+
+    `prefill_seconds` and `decode_seconds` are its share of one request, 0 where nobody asks for time.
+    """
 
     type: str
     n_bytes: int
     kld: float
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        return self.prefill_seconds + self.decode_seconds
 
 
 class Item(Struct, frozen=True):
@@ -50,6 +63,25 @@ class Allocation(Struct, frozen=True):
     types: dict[str, str]
     n_bytes: int
     kld: float
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        return self.prefill_seconds + self.decode_seconds
+
+
+class Limits(Struct, frozen=True):
+    """What the sums of an allocation may not exceed; None where nobody set a limit."""
+
+    n_bytes: float | None = None
+    kld: float | None = None
+    prefill_seconds: float | None = None
+    decode_seconds: float | None = None
+
+    @property
+    def given(self) -> dict[str, float]:
+        return {name: limit for name in _SUMS if (limit := getattr(self, name)) is not None}
 
 
 def least_kld(items: Sequence[Item], max_bytes: int) -> Allocation:
@@ -64,7 +96,7 @@ def least_kld(items: Sequence[Item], max_bytes: int) -> Allocation:
             f"the smallest possible weights take {show_bytes(least)}, the limit leaves {show_bytes(max_bytes)}",
             hint="ask for more, or take a smaller model",
         )
-    return _solve(items, "kld", "n_bytes", max_bytes)
+    return _solve(items, "kld", Limits(n_bytes=max_bytes), _GAP)
 
 
 def least_bytes(items: Sequence[Item], max_kld: float) -> Allocation:
@@ -80,7 +112,16 @@ def least_bytes(items: Sequence[Item], max_kld: float) -> Allocation:
             f"the limit is {show_number(max_kld)}",
             hint=f"--max-kld {show_number(1.1 * least)}",
         )
-    return _solve(items, "n_bytes", "kld", max_kld)
+    return _solve(items, "n_bytes", Limits(kld=max_kld), _GAP)
+
+
+def least_seconds(items: Sequence[Item], limits: Limits, objective: str = "seconds") -> Allocation:
+    """The allocation with the least time within the limits; `objective` may name one phase alone.
+
+    Raises:
+        DoesNotFit: there is none.
+    """
+    return _solve(items, objective, limits, _TIME_GAP)
 
 
 def frontier(items: Sequence[Item], points: int = 24) -> list[Allocation]:
@@ -104,24 +145,27 @@ def price(items: Sequence[Item], types: dict[str, str]) -> Allocation:
 def _allocation(items: Sequence[Item], chosen: Sequence[Choice]) -> Allocation:
     return Allocation(
         types={name: c.type for item, c in zip(items, chosen, strict=True) for name in item.names},
-        n_bytes=sum(c.n_bytes for c in chosen),
-        kld=sum(c.kld for c in chosen),
+        **{name: sum(getattr(c, name) for c in chosen) for name in _SUMS},
     )
 
 
-def _solve(items: Sequence[Item], objective: str, limited: str, limit: float) -> Allocation:
-    """Raises DoesNotFit if the guards leave nothing within the limit."""
+def _solve(items: Sequence[Item], objective: str, limits: Limits, gap: float) -> Allocation:
+    """Raises DoesNotFit if nothing, or nothing that the guards leave, is within the limits."""
     import highspy
 
-    flat = [(i, choice) for i, item in enumerate(items) for choice in _undominated(item.choices)]
+    named = (objective, *limits.given)
+    flat = [(i, choice) for i, item in enumerate(items) for choice in _undominated(item.choices, named)]
     costs = np.array([getattr(c, objective) for _, c in flat], dtype=float)
-    weights = np.array([getattr(c, limited) for _, c in flat], dtype=float)
+    weights = [
+        np.array([getattr(c, name) for _, c in flat], dtype=float) / max(limit, 1e-300)
+        for name, limit in limits.given.items()
+    ]
     scale = max(costs.max(), 1e-300)
     solver: Any = highspy.Highs()  # type: ignore[no-untyped-call]
     solver.setOptionValue("output_flag", False)
-    solver.setOptionValue("mip_rel_gap", _GAP)
+    solver.setOptionValue("mip_rel_gap", gap)
     solver.setOptionValue("random_seed", 0)
-    solver.passModel(_program(flat, costs / scale, weights / max(limit, 1e-300), _runs(items, flat)))
+    solver.passModel(_program(flat, costs / scale, weights, _runs(items, flat)))
     solver.run()
     solution = np.array(solver.getSolution().col_value)
     if solver.getModelStatus() != highspy.HighsModelStatus.kOptimal or len(solution) != len(flat):
@@ -132,35 +176,40 @@ def _solve(items: Sequence[Item], objective: str, limited: str, limit: float) ->
     return _allocation(items, [c for (_, c), taken in zip(flat, solution, strict=True) if taken > 0.5])
 
 
-def _undominated(choices: Sequence[Choice]) -> list[Choice]:
-    """Smallest first, without those that another one beats in bytes and in divergence."""
-    best: list[Choice] = []
-    for choice in sorted(choices, key=lambda c: (c.n_bytes, c.kld)):
-        if not best or choice.kld < best[-1].kld:
-            best.append(choice)
-    return best
+def _undominated(choices: Sequence[Choice], named: Sequence[str]) -> list[Choice]:
+    """Those that no other one is as good as in all that is `named`; of equals the first."""
+    values = np.array([[getattr(c, name) for name in named] for c in choices], dtype=float)
+    order = np.lexsort(values.T[::-1])
+    best: list[int] = []
+    for i in order:
+        if not best or not (values[best] <= values[i]).all(axis=1).any():
+            best.append(i)
+    return [choices[i] for i in best]
 
 
 def _program(
-    flat: Sequence[tuple[int, Choice]], costs: np.ndarray, weights: np.ndarray, runs: Sequence[Sequence[int]]
+    flat: Sequence[tuple[int, Choice]],
+    costs: np.ndarray,
+    weights: Sequence[np.ndarray],
+    runs: Sequence[Sequence[int]],
 ) -> Any:
-    """The mixed-integer program: one row for each item, one for the limit, one for each guarded run."""
+    """The mixed-integer program: one row for each item, one for each limit, one for each guarded run."""
     import highspy
 
     n_items = flat[-1][0] + 1
     rows = [[] for _ in range(n_items)]  # type: list[list[int]]
     for column, (i, _) in enumerate(flat):
         rows[i].append(column)
-    indices = [*rows, list(range(len(flat))), *map(list, runs)]
-    values = [*(np.ones(len(r)) for r in rows), weights, *(np.ones(len(r)) for r in runs)]
+    indices = [*rows, *(list(range(len(flat))) for _ in weights), *map(list, runs)]
+    values = [*(np.ones(len(r)) for r in rows), *weights, *(np.ones(len(r)) for r in runs)]
     program = highspy.HighsLp()
     program.num_col_, program.num_row_ = len(flat), len(indices)
     program.col_cost_ = costs
     program.col_lower_, program.col_upper_ = np.zeros(len(flat)), np.ones(len(flat))
     program.integrality_ = [highspy.HighsVarType.kInteger] * len(flat)
     infinity = highspy.kHighsInf
-    program.row_lower_ = np.array([1.0] * n_items + [-infinity] * (1 + len(runs)))
-    program.row_upper_ = np.array([1.0] * n_items + [1.0] + [len(r) - 1.0 for r in runs])
+    program.row_lower_ = np.array([1.0] * n_items + [-infinity] * (len(weights) + len(runs)))
+    program.row_upper_ = np.array([1.0] * (n_items + len(weights)) + [len(r) - 1.0 for r in runs])
     program.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
     program.a_matrix_.start_ = np.cumsum([0, *map(len, indices)])
     program.a_matrix_.index_ = np.concatenate([np.asarray(r, dtype=np.int32) for r in indices])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+
+from msgspec.structs import replace
 
 from penjing.formats import BY_NAME, type_bytes
 from penjing.model import Model, Tensor
@@ -35,6 +37,15 @@ def item(tensor: Tensor, klds: dict[str, float]) -> Item:
     return Item(
         (tensor.name,), tensor.role, tensor.layer, (*choices, Choice(tensor.type, tensor.n_bytes, 0.0))
     )
+
+
+def retyped(model: Model, types: Mapping[str, str]) -> Model:
+    """`model` with the tensors named in `types` stored in those types."""
+    tensors = (
+        replace(t, type=types[t.name], n_bytes=_bytes(t, types[t.name])) if t.name in types else t
+        for t in model.tensors
+    )
+    return replace(model, tensors=tuple(tensors))
 
 
 def ready_made(model: Model) -> dict[str, dict[str, str]]:

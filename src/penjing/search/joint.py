@@ -1,0 +1,236 @@
+"""Types of all matrices and settings of the engine, chosen together.
+
+What is few is enumerated: build, layout of the weights for each phase, cache type. For each of these HiGHS finds the
+types with the least time for the workload under the limits; bytes, divergence and seconds of products add over the
+matrices. Other settings (flash attention, threads, micro-batch) do not depend on types, and are chosen after. A
+combination whose least conceivable time exceeds what was found already is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from penjing.cost import speed
+from penjing.cost.memory import predict_memory
+from penjing.cost.passes import ONE, Passes, Point, Way
+from penjing.errors import DoesNotFit
+from penjing.figures import Estimate
+from penjing.model import Model, Tensor
+from penjing.plan import CacheType, Chosen, Refusal, Settings
+from penjing.quality import menu
+from penjing.quality.allocate import Allocation, Choice, Item, Limits, least_seconds
+from penjing.search import choose
+from penjing.search.choose import Question
+
+_KLD_FACTOR = 1.4  # by which a predicted divergence may be off
+_LEAST_SHARE = 0.01
+
+
+class Layout(Struct, frozen=True, order=True):
+    """What is enumerated, as far as the times of products depend on it, and the cache type."""
+
+    build: str
+    prefill_repack: bool
+    repack: bool
+    cache_type: CacheType
+
+    @classmethod
+    def of(cls, settings: Settings) -> Layout:
+        return cls(settings.build, settings.prefill_repack, settings.repack, settings.cache_type)
+
+
+class Found(Struct, frozen=True):
+    """The best types for one layout, and the best settings with them."""
+
+    layout: Layout
+    allocation: Allocation
+    limits: Limits
+    chosen: Chosen
+
+
+class Task(Struct, frozen=True):
+    """A question in which the types are open: `items` tell what each would cost in quality.
+
+    `together`: sequences that decode at once. `cache_kld`: what a q8_0 cache adds to the divergence, None if unknown.
+    """
+
+    question: Question
+    items: tuple[Item, ...]
+    passes: Passes
+    together: int = 1
+    cache_kld: float | None = None
+
+    @property
+    def model(self) -> Model:
+        return self.question.model
+
+
+def search(task: Task, proposed: Iterable[Settings]) -> tuple[list[Found], list[Refusal]]:
+    """What is best for each layout, the fastest first, and why other layouts were left out."""
+    groups: dict[Layout, list[Settings]] = {}
+    for settings in proposed:
+        groups.setdefault(Layout.of(settings), []).append(settings)
+    menus = {layout: priced(task, layout) for layout in groups}
+    bounds = {
+        layout: _least(menus[layout]) + _rest(task, menus[layout], groups[layout][0]).total
+        for layout in groups
+    }
+    found: list[Found] = []
+    refused: list[Refusal] = []
+    for layout in sorted(groups, key=lambda one: (bounds[one], one)):
+        best = min((_total(f.chosen) for f in found), default=float("inf"))
+        what = choose.describe(groups[layout][0], task.question.default)
+        if bounds[layout] > best:
+            why = f"at least {bounds[layout]:.3g} s for the workload whatever the types, the chosen {best:.3g} s"
+            refused.append(Refusal(what, why))
+            continue
+        try:
+            found.append(solved(task, layout, menus[layout], groups[layout]))
+        except DoesNotFit as error:
+            refused.append(Refusal(what, str(error)))
+    return sorted(found, key=lambda f: _total(f.chosen)), refused
+
+
+def priced(task: Task, layout: Layout) -> list[Item]:
+    """The items with the seconds that each choice adds to one request; choices that were never timed are left out."""
+    tensors = {t.name: t for t in task.model.tensors}
+    items = []
+    for item in task.items:
+        choices = [
+            c for choice in item.choices if (c := _timed(task, layout, tensors, item, choice)) is not None
+        ]
+        items.append(replace(item, choices=tuple(choices)))
+    return items
+
+
+def _timed(
+    task: Task, layout: Layout, tensors: dict[str, Tensor], item: Item, choice: Choice
+) -> Choice | None:
+    workload, passes = task.question.workload, task.passes
+    prefill = decode = 0.0
+    for tensor in (tensors[name] for name in item.names):
+        if tensor.role == "token_embedding":
+            if not task.model.tied:
+                continue  # rows are looked up, which costs nothing
+            tensor = replace(tensor, layer=None)
+        try:
+            ways = Way(layout.build, layout.prefill_repack), Way(layout.build, layout.repack)  # type: ignore[arg-type]
+            prefill += passes.for_prompt(tensor, choice.type, ways[0], workload.prompt_tokens)
+            step = passes.product(
+                tensor, choice.type, ways[1], Point("decode", task.together) if task.together > 1 else ONE
+            )
+        except KeyError:
+            return None
+        decode += workload.answer_tokens * float(sorted(step)[len(step) // 2])
+    return replace(choice, prefill_seconds=prefill, decode_seconds=decode)
+
+
+def solved(task: Task, layout: Layout, items: Sequence[Item], group: Sequence[Settings]) -> Found:
+    """The types with the least time under the limits, and the best settings of the group with them.
+
+    Raises:
+        DoesNotFit: nothing keeps the limits.
+    """
+    limits = limits_of(task, items, group[0])
+    allocation = least_seconds(items, limits)
+    return Found(layout, allocation, limits, appraised(task, allocation, group))
+
+
+def appraised(task: Task, allocation: Allocation, group: Sequence[Settings]) -> Chosen:
+    """The best of the settings for given types.
+
+    Raises:
+        DoesNotFit: none of them keeps the limits.
+    """
+    question = typed(task, allocation.types, group)
+    verdict = choose.choose(question, group)
+    fitting = [c for c in verdict.fitting if c.settings in group]
+    if not fitting:
+        raise DoesNotFit("; ".join(sorted({r.why for r in verdict.refused})))
+    best = min(fitting, key=_total)
+    cache = task.cache_kld or 0.0 if best.settings.cache_type != "f16" else 0.0
+    return replace(
+        best, estimate=replace(best.estimate, kld=kld_estimate(allocation.kld + cache)), is_default=False
+    )
+
+
+def typed(task: Task, types: dict[str, str], wanted: Sequence[Settings]) -> Question:
+    """The question for the model in these types, with its composed rates."""
+    model = menu.retyped(task.model, types)
+    rates = task.passes.rates(model, [task.question.default, *wanted], task.together)
+    workload = replace(task.question.workload, max_kld=None)  # kept by the types
+    return replace(
+        task.question, model=model, workload=workload, rates=replace(rates, cache_kld=task.cache_kld or 0.0)
+    )
+
+
+class Rest(Struct, frozen=True):
+    """Seconds that do not depend on the types that are open: attention, drawing, what lies between products."""
+
+    prefill: float
+    decode: float
+
+    @property
+    def total(self) -> float:
+        return self.prefill + self.decode
+
+
+def _rest(task: Task, items: Sequence[Item], settings: Settings) -> Rest:
+    workload = task.question.workload
+    first = [item.choices[0] for item in items]
+    types = {name: c.type for item, c in zip(items, first, strict=True) for name in item.names}
+    rates = typed(task, types, [settings]).rates
+    assert rates is not None
+    prefill = speed.prefill_seconds(rates, settings, workload.prompt_tokens)
+    decode = speed.decode_seconds(
+        rates, settings, workload.prompt_tokens, workload.answer_tokens, task.together
+    )
+    assert prefill is not None and decode is not None
+    return Rest(
+        max(0.0, prefill.value - sum(c.prefill_seconds for c in first)),
+        max(0.0, decode.value - sum(c.decode_seconds for c in first)),
+    )
+
+
+def limits_of(task: Task, items: Sequence[Item], settings: Settings) -> Limits:
+    """What the workload and the memory leave for the open types."""
+    workload, rest = task.question.workload, _rest(task, items, settings)
+    kld, first, rate = workload.max_kld, workload.max_first_token_seconds, workload.min_decode_tokens_per_s
+    if kld is not None and settings.cache_type != "f16":
+        kld -= task.cache_kld or 0.0
+    return Limits(
+        n_bytes=_room(task, items, settings),
+        kld=kld,
+        prefill_seconds=None if first is None else first - rest.prefill,
+        decode_seconds=None if rate is None else workload.answer_tokens / rate - rest.decode,
+    )
+
+
+def _room(task: Task, items: Sequence[Item], settings: Settings) -> float | None:
+    """Bytes that the open tensors may take: what the budget leaves beside all else, and half of it for two layouts."""
+    question = task.question
+    if question.budget_bytes is None:
+        return None
+    memory = predict_memory(task.model, settings, question.traits)
+    beside = memory.cache_bytes + memory.compute_bytes + memory.base_bytes
+    chosen = {name for item in items for name in item.names}
+    fixed = sum(t.n_bytes for t in task.model.tensors if t.name not in chosen)
+    return (question.budget_bytes - beside) / (2 if settings.split else 1) - fixed
+
+
+def _least(items: Sequence[Item]) -> float:
+    """Seconds below which no types come."""
+    return sum(min(c.seconds for c in item.choices) for item in items)
+
+
+def _total(chosen: Chosen) -> float:
+    value = chosen.estimate.total_seconds.value
+    return float("inf") if value is None else value
+
+
+def kld_estimate(value: float) -> Estimate:
+    """A predicted divergence, with the interval that predictions have had."""
+    return Estimate(value, value / _KLD_FACTOR, value * _KLD_FACTOR, "fitted")

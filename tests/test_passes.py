@@ -1,0 +1,99 @@
+"""Times of any mix of types, composed from slices of one type each: exact where the machine keeps to the model."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from penjing.cost import speed
+from penjing.cost.factors import fit
+from penjing.cost.passes import ONE, Point, Way, matrices
+from penjing.plan import Settings
+from penjing.quality.menu import retyped
+
+import pass_worlds as world  # isort: skip
+
+MODEL = world.shapes()
+PASSES = world.passes(MODEL, together=(1, 4))
+WAYS = [Way(build, repack) for build in world.TRAITS.builds for repack in (False, True)]
+
+
+@given(st.integers(0, 10**6), st.sampled_from(WAYS))
+@settings(max_examples=40, deadline=None)
+def test_a_mix_that_no_slice_has(seed, way):
+    """The steps of decode of any mix, alone and together, within what priors take from a perfect fit."""
+    mix = retyped(MODEL, world.mixed(MODEL, seed))
+    for together in (1, 4):
+        found = PASSES.pass_seconds(mix, way, Point("decode", together))
+        assert np.median(found) == pytest.approx(world.known_step(mix, way, together), rel=0.03)
+
+
+@given(st.integers(0, 10**6), st.integers(2, 4000))
+@settings(max_examples=30, deadline=None)
+def test_seconds_add_over_tensors(seed, tokens):
+    """What another type changes in one tensor is what it changes in all: for a prompt of any length, and for a step."""
+    way, types = Way("native", False), world.mixed(MODEL, seed)
+    name = sorted(types)[seed % len(types)]
+    other = types | {name: "q8_0" if types[name] == "q4_0" else "q4_0"}
+    tensor = next(t for t in MODEL.tensors if t.name == name)
+    tensor = tensor if tensor.layer is not None else replace(tensor, layer=None)
+    settings_ = Settings(2, 2, False, False, build="native")
+
+    def seconds(assigned):
+        rates = PASSES.rates(retyped(MODEL, assigned), [settings_])
+        prefill = speed.prefill_seconds(rates, settings_, tokens).value
+        return prefill, speed.decode_seconds(rates, settings_, 16, 10).value
+
+    prefill, decode = (b - a for a, b in zip(seconds(types), seconds(other), strict=True))
+    alone = [PASSES.for_prompt(tensor, k, way, tokens) for k in (types[name], other[name])]
+    step = [np.median(PASSES.product(tensor, k, way, ONE)) for k in (types[name], other[name])]
+    assert prefill == pytest.approx(alone[1] - alone[0], rel=1e-6, abs=1e-12)
+    assert decode == pytest.approx(10 * (step[1] - step[0]), rel=1e-6, abs=1e-12)
+
+
+def test_attention_grows_with_depth_and_threads_share_it():
+    """Every layer adds what a position costs; half the threads take twice the time."""
+    mix = retyped(MODEL, world.mixed(MODEL))
+    two, one = Settings(2, 2, False, False), Settings(1, 1, False, False)
+    rates = PASSES.rates(mix, [two, one, replace(two, flash_attention="off")])
+    near, far = (speed.decode_seconds(rates, two, depth, 1).value for depth in (100, 1100))
+    assert far - near == pytest.approx(1000 * len(MODEL.layers) * world.ATTENTION["decode"], rel=1e-3)
+    assert speed.decode_seconds(rates, one, 100, 1).value == pytest.approx(2 * near, rel=1e-6)
+    off = replace(two, flash_attention="off")
+    assert speed.decode_seconds(rates, off, 1100, 1).value > far
+
+
+def test_more_layers_and_more_tokens_take_longer():
+    """Monotone in what there is to compute; small micro-batches read the weights more often."""
+    way = Way("wheel", False)
+    tall = world.shapes(layers=12)
+    assert all(world.passes(tall).pass_seconds(tall, way, ONE) > PASSES.pass_seconds(MODEL, way, ONE))
+    whole, split = (Settings(2, 2, False, False, micro_batch=n) for n in (512, 128))
+    rates = PASSES.rates(MODEL, [whole, split])
+    lengths = [speed.prefill_seconds(rates, whole, n).value for n in (32, 100, 512, 2000)]
+    assert lengths == sorted(lengths)
+    assert speed.prefill_seconds(rates, split, 512).value > lengths[2]
+
+
+def test_types_without_a_slice_are_doubted():
+    """They have their kernel and the usual factor, and a wider interval."""
+    few = world.passes(MODEL, kinds=("q8_0", "q4_0"))
+    known, unknown = (retyped(MODEL, {t.name: kind for t in matrices(MODEL)}) for kind in ("q4_0", "f16"))
+    assert few.doubt(unknown) > few.doubt(known) > 0
+    with pytest.raises(KeyError):
+        few.pass_seconds(retyped(MODEL, {t.name: "q6_K" for t in matrices(MODEL)}), Way("wheel", False), ONE)
+
+
+def test_factors_of_types_that_never_stand_alone():
+    """A type that fills no slice by itself is told from the rest; one that nobody timed gets the usual factor."""
+    sums = [{("q8_0", False): 1.0}, {("q8_0", False): 0.4, ("q4_K", False): 0.3}]
+    times = np.array([[1.1] * 3, [0.4 * 1.1 + 0.3 * 1.05] * 3]) + 0.02
+    found = fit(sums, [1.0, 1.0], times)
+    for row, seen in zip(sums, times, strict=True):
+        told = sum(seconds * found.of(key) for key, seconds in row.items()) + found.layer_seconds
+        assert told == pytest.approx(seen, rel=0.02)
+    assert found.of(("q2_K", False)) == pytest.approx(found.usual)
+    assert fit([], [], np.zeros((0, 3))).of(("q8_0", False))[0] == 1.0

@@ -60,7 +60,9 @@ def test_no_assignment_is_better(menu, share):
 
 timed = st.lists(
     st.lists(
-        st.tuples(st.integers(1, 1000), st.floats(0, 1, allow_subnormal=False), st.integers(1, 100), st.integers(1, 100)),
+        st.tuples(
+            st.integers(1, 1000), st.floats(0, 1, allow_subnormal=False), st.integers(1, 100), st.integers(1, 100)
+        ),
         min_size=1, max_size=len(_TYPES),
     ),
     min_size=1, max_size=4,

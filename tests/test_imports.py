@@ -30,7 +30,7 @@ ROOMS = (
     {"store", "progress", "fingerprint", "gguf", "hf", "probe", "engines", "catalogue", "fetch"},
     {"quantize", "sensitivities", "texts"},
     {"calibrate", "evaluate", "build", "costs", "prior", "kernel_rates", "pass_rates", "slices"},
-    {"tune", "planner", "bench", "shrink", "codesign"},
+    {"tune", "planner", "bench", "shrink", "finalists", "codesign", "ablation"},
     {"cli"},
 )
 PURE = sorted(

@@ -20,7 +20,7 @@ from penjing import __version__, store
 from penjing.build import Builder, Recipe, check_room, tidy
 from penjing.costs import menu_of
 from penjing.engines.base import Engine
-from penjing.errors import DoesNotFit
+from penjing.errors import DoesNotFit, UsageError
 from penjing.evaluate import Divergence, divergences, settings
 from penjing.formats import BY_NAME
 from penjing.gguf.header import Header
@@ -28,7 +28,8 @@ from penjing.gguf.writer import Frame, frame_of
 from penjing.model import Model
 from penjing.progress import bar
 from penjing.quality import menu, stock
-from penjing.quality.allocate import Allocation, Item, frontier, least_bytes, least_kld, price
+from penjing.quality.allocate import Allocation, Item, bent, frontier, least_bytes, least_kld, price, repriced
+from penjing.quality.menu import SLOW_BITS
 from penjing.quality.sensitivity import Sensitivity
 from penjing.quantize.native import Native
 from penjing.sensitivities import model_hash
@@ -45,11 +46,12 @@ _LOOKED_UP_SHARE = 0.03  # of the divergence that a token embedding which is onl
 
 
 class Goal(Struct, frozen=True):
-    """One limit: bytes of the whole file, bits per weight, or divergence in nats per token."""
+    """One limit: bytes of the whole file, bits per weight, or divergence in nats per token. Or types, as planned."""
 
     max_bytes: int | None = None
     bits_per_weight: float | None = None
     max_kld: float | None = None
+    types: dict[str, str] | None = None
 
 
 class Finalist(Struct, frozen=True):
@@ -181,6 +183,9 @@ class Shrinker:
         """The menu, without formats so low that no allocation for this goal would use them widely."""
         bits = goal.bits_per_weight or (8 * goal.max_bytes / self.model.n_weights if goal.max_bytes else 4.0)
         least = 4.0 if bits >= 4.4 else 3.0 if bits >= 3.75 else 0.0
+        if goal.types:
+            lowest = min(BY_NAME[kind].bits_per_weight for kind in goal.types.values())
+            least = SLOW_BITS if lowest >= SLOW_BITS else 0.0
         return menu_of(
             self._builder.tensors,
             self.native,
@@ -226,11 +231,13 @@ class Shrinker:
 
     def finalists(self, items: Sequence[Item], goal: Goal, count: int) -> dict[str, Allocation]:
         """The allocation, variants of it that fear large losses less and more, and the best ready-made mix."""
+        if goal.types:
+            return {"as planned": _priced(items, goal.types)}
         found = {"least divergence": self.allocate(items, goal)}
         found |= self._ready_made(items, goal, found["least divergence"])
         if goal.max_kld is None:
             for name, power in (("large losses feared less", 0.8), ("large losses feared more", 1.25)):
-                found[name] = _repriced(items, self.allocate(_bent(items, power), goal))
+                found[name] = repriced(items, self.allocate(bent(items, power), goal))
         unique = {tuple(sorted(a.types.items())): name for name, a in reversed(found.items())}
         kept = sorted(unique.values(), key=list(found).index)[:count]
         return {name: found[name] for name in kept}
@@ -338,6 +345,16 @@ class Shrinker:
         return hashlib.sha256(known.encode()).hexdigest()
 
 
+def _priced(items: Sequence[Item], types: dict[str, str]) -> Allocation:
+    try:
+        return price(items, types)
+    except KeyError as error:
+        raise UsageError(
+            f"the plan has no type that can be built for every matrix: {error.args[0]} is not one",
+            hint="make the plan again: `penjing plan MODEL --max-kld 0.05 --json`",
+        ) from None
+
+
 def _rank(entry: _Entry, goal: Goal) -> tuple[bool, float]:
     """The nearest; under a limit on the divergence, the smallest that keeps it."""
     seen = entry.finalist.measured
@@ -375,17 +392,3 @@ def _check_least_bits(items: Sequence[Item], n_weights: int, bits_per_weight: fl
             f"the smallest formats take {show_number(least)} bits per weight, the limit is {bits_per_weight:g}",
             hint=f"ask for a little more than that: `--bpw {show_number(1.02 * least)}`",
         )
-
-
-def _repriced(items: Sequence[Item], allocation: Allocation) -> Allocation:
-    """The same formats with the costs of `items`."""
-    by_name = {item.names[0]: {c.type: c for c in item.choices} for item in items}
-    chosen = [by_name[name][kind] for name, kind in allocation.types.items()]
-    return Allocation(allocation.types, sum(c.n_bytes for c in chosen), sum(c.kld for c in chosen))
-
-
-def _bent(items: Sequence[Item], power: float) -> list[Item]:
-    """Costs to a power: below 1 large losses count for less, above 1 for more."""
-    return [
-        replace(item, choices=tuple(replace(c, kld=c.kld**power) for c in item.choices)) for item in items
-    ]

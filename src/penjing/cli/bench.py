@@ -16,6 +16,8 @@ from penjing.progress import say
 
 
 def command(args: argparse.Namespace) -> int:
+    if args.ablate:
+        return _ablate(args)
     path, model = setting.local_model(args.model)
     if args.plan:
         plan = store.read_json(Path(args.plan), Plan)
@@ -49,6 +51,37 @@ def command(args: argparse.Namespace) -> int:
         show.document(report)
     else:
         show.bench(report)
+    return 0
+
+
+def _ablate(args: argparse.Namespace) -> int:
+    """What each freedom is worth, from the engine's default to types and settings chosen together."""
+    from penjing import ablation, codesign
+    from penjing.cli.plan import open_source
+    from penjing.quantize.native import Native
+
+    if args.max_kld is None:
+        raise UsageError("`--ablate` needs a limit on what types may cost", hint="--max-kld 0.06")
+    model = setting.local_model(args.model)[1]
+    if not codesign.is_open(model):
+        raise UsageError(
+            f"the weights of `{model.name}` are quantized already, so that types are not open",
+            hint="name a file in F16, BF16 or F32",
+        )
+    engine, native = LlamaCpp(), Native()
+    source, question = open_source(args, engine, native)
+    entries = ablation.ablate(source, question, engine, native, fresh=args.fresh, say=say)
+    report = {
+        "model": model.name,
+        "engine_version": engine.version,
+        "workload": question.workload,
+        "steps": [{"name": e.name, "kld": e.allocation.kld, "chosen": e.chosen} for e in entries],
+        "verdict": ablation.verdict(entries),
+    }
+    if args.json:
+        show.document(report)
+    else:
+        show.ablation(report)
     return 0
 
 

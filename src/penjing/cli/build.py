@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import msgspec
 from msgspec.structs import replace
 
-from penjing import prior, sensitivities, texts
+from penjing import prior, sensitivities, store, texts
 from penjing.cli import setting, show
 from penjing.cost.roofline import main_tier
 from penjing.engines.llamacpp import LlamaCpp
@@ -28,7 +29,7 @@ from penjing.quantize.tensors import Tensors
 from penjing.shrink import Built, Goal, Shrinker
 from penjing.units import show_bytes, show_number
 
-_LIMITS = ("size", "bpw", "max_kld", "min_decode")
+_LIMITS = ("size", "bpw", "max_kld", "min_decode", "plan")
 
 
 def command(args: argparse.Namespace) -> int:
@@ -44,7 +45,7 @@ def command(args: argparse.Namespace) -> int:
             f"most weights of `{model.name}` are quantized already: what is lost now comes on top of what was "
             "lost then; where there is a file in F16, BF16 or Q8_0, start from that"
         )
-    goal = _goal(args, source)
+    goal = _planned(args.plan, model) if args.plan else _goal(args, source)
     shrinker = Shrinker(header, model, sensitivity, LlamaCpp(), native, refined=not args.plain, say=say)
     pages = texts.shipped("choose"), texts.shipped("report")
     built = shrinker.shrink(goal, out, finalists=args.finalists, texts=pages)
@@ -77,11 +78,33 @@ def _check_limits(args: argparse.Namespace) -> None:
     given = [f"--{name.replace('_', '-')}" for name in _LIMITS if getattr(args, name) is not None]
     if not given:
         raise UsageError("the limit is missing: how small?", hint="one of `--size 4GiB`, `--bpw 4.5`, "
-                         "`--max-kld 0.05`, `--min-decode 10`")  # fmt: skip
+                         "`--max-kld 0.05`, `--min-decode 10`, `--plan FILE`")  # fmt: skip
     if len(given) > 1:
         raise UsageError(
             f"{len(given)} limits are given, one is expected: {', '.join(given)}", hint=f"keep `{given[0]}`"
         )
+
+
+def _planned(name: str, model: Model) -> Goal:
+    """The types that a plan chose for this model.
+
+    Raises:
+        UsageError: it is a plan for another model, or one that takes the file as it is.
+    """
+    from penjing.plan import Plan
+
+    plan = store.read_json(Path(name), Plan)
+    again = f"penjing plan {shlex.quote(model.source)} --max-kld 0.05 --json > {shlex.quote(name)}"
+    if plan.model != model.name:
+        raise UsageError(f"`{name}` is a plan for `{plan.model}`, not for `{model.name}`", hint=again)
+    if not plan.chosen.types:
+        raise UsageError(f"`{name}` runs the file as it is: it chooses no types", hint=again)
+    missing = plan.chosen.types.keys() - {t.name for t in model.tensors}
+    if missing:
+        raise UsageError(
+            f"`{name}` has a type for `{min(missing)}`, which `{model.name}` does not have", hint=again
+        )
+    return Goal(types=plan.chosen.types)
 
 
 def _goal(args: argparse.Namespace, source: Path) -> Goal:

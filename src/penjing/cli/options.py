@@ -115,6 +115,7 @@ def bench(parser: argparse.ArgumentParser) -> None:
   penjing bench
   penjing bench model.gguf --prompt 2000 --answer 50 --rounds 5
   penjing plan model.gguf --json > p.json; penjing bench model.gguf --plan p.json
+  penjing bench model-f16.gguf --ablate --max-kld 0.06 --sensitivity model.sensitivity
 """
     parser.add_argument("model", nargs="?", metavar="MODEL", help=_MODEL)
     parser.add_argument(
@@ -122,6 +123,13 @@ def bench(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--rounds", type=_whole("--rounds"), default=3, metavar="N", help="repetitions of each, in turn (3)"
+    )
+    parser.add_argument(
+        "--ablate", action="store_true",
+        help="of an F16 model with `--max-kld`: default, best flags, best stock types, one after the other, together",
+    )  # fmt: skip
+    parser.add_argument(
+        "--sensitivity", metavar="FILE", help="for `--ablate`, from `penjing calibrate`; left out: a prior"
     )
     _workload(parser)
     _limits(parser)
@@ -163,6 +171,7 @@ def build(parser: argparse.ArgumentParser) -> None:
   penjing build model-f16.gguf --out small.gguf --bpw 4.5 --sensitivity model.sensitivity
   penjing build model-f16.gguf --out small.gguf --max-kld 0.05
   penjing build model-f16.gguf --out small.gguf --min-decode 20 --json
+  penjing plan model-f16.gguf --max-kld 0.06 --json > p.json; penjing build model-f16.gguf --out fast.gguf --plan p.json
 """
     parser.add_argument("model", nargs="?", metavar="MODEL", help=_MODEL)
     parser.add_argument("--out", required=True, metavar="FILE", help="the file to write")
@@ -227,6 +236,9 @@ def _one_limit(parser: argparse.ArgumentParser) -> None:
         "--min-decode", type=_number("--min-decode", "10"), metavar="T",
         help="decode speed in tokens per second, by the read rate of this machine's memory",
     )  # fmt: skip
+    group.add_argument(
+        "--plan", metavar="FILE", help="the types of a plan, as `penjing plan --max-kld X --json` prints it"
+    )
 
 
 def _text(parser: argparse.ArgumentParser, what: str, n_tokens: int, tokens_help: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from penjing.cli import setting, show
 from penjing.engines.llamacpp import LlamaCpp
@@ -13,6 +14,11 @@ from penjing.model import Model
 from penjing.plan import Plan
 from penjing.planner import plan_elsewhere
 from penjing.progress import say
+
+if TYPE_CHECKING:
+    from penjing.codesign import Source
+    from penjing.quantize.native import Native
+    from penjing.search.choose import Question
 
 
 def command(args: argparse.Namespace) -> int:
@@ -40,20 +46,28 @@ def _open(args: argparse.Namespace) -> Plan | None:
             raise UsageError("`--sensitivity` is for choosing types, which `--max-kld` asks for", hint=hint)
         return None
     from penjing import codesign
-    from penjing.cli.build import sensitivity_for
-    from penjing.gguf import read_header
-    from penjing.planner import question_for
     from penjing.quantize.native import Native
 
-    path, model = setting.local_model(args.model)
-    if not codesign.is_open(model):
+    if not codesign.is_open(setting.local_model(args.model)[1]):
         return None
-    engine, header, native = LlamaCpp(), read_header(path), Native()
+    engine, native = LlamaCpp(), Native()
+    source, question = open_source(args, engine, native)
+    return codesign.plan(source, question, engine, native, fresh=args.fresh, say=say)
+
+
+def open_source(args: argparse.Namespace, engine: LlamaCpp, native: Native) -> tuple[Source, Question]:
+    """A model whose types are open, what they would cost it, and what the options ask."""
+    from penjing.cli.build import sensitivity_for
+    from penjing.codesign import Source
+    from penjing.gguf import read_header
+    from penjing.planner import question_for
+
     engine.check()
+    path, model = setting.local_model(args.model)
+    header = read_header(path)
     sensitivity = sensitivity_for(args.sensitivity, header, model, native)
     question = question_for(model, setting.this_machine(path), setting.workload(args), engine)
-    source = codesign.Source.of(header, model, sensitivity, native, question.budget_bytes)
-    return codesign.plan(source, question, engine, native, fresh=args.fresh, say=say)
+    return Source.of(header, model, sensitivity, native, question.budget_bytes), question
 
 
 def _shapes(name: str | None) -> Model | None:

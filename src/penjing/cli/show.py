@@ -153,6 +153,20 @@ def plan(p: Plan) -> None:
         print(f"note: {note}")
 
 
+def ablation(report: dict[str, Any]) -> None:
+    """Speed, size and divergence of each step, and whether choosing together paid."""
+    rows = []
+    first = report["steps"][0]["chosen"].estimate.total_seconds.value
+    for step in report["steps"]:
+        chosen = step["chosen"]
+        e, total = chosen.estimate, chosen.estimate.total_seconds.value
+        rows.append((step["name"], _value(e.prefill_tokens_per_s, _speed), _value(e.decode_tokens_per_s, _speed),
+                     show_seconds(total), f"{total / first:.2f}", show_bytes(chosen.n_bytes),
+                     show_number(step["kld"])))  # fmt: skip
+    _print(_table(("", "prefill", "decode", "workload", "of the default", "size", "predicted KLD"), rows))
+    print(report["verdict"])
+
+
 def predicted_beside_measured(predicted: Predicted, measured: Measured, chosen: Chosen) -> None:
     """The proof under an answer, on stderr: predicted, measured, and how far off."""
     rows = [

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 
 from penjing.errors import DoesNotFit
 from penjing.formats import BY_NAME
@@ -140,6 +141,20 @@ def price(items: Sequence[Item], types: dict[str, str]) -> Allocation:
     """
     chosen = [{c.type: c for c in item.choices}[types[item.names[0]]] for item in items]
     return _allocation(items, chosen)
+
+
+def repriced(items: Sequence[Item], allocation: Allocation) -> Allocation:
+    """The same formats with the costs of `items`."""
+    by_name = {item.names[0]: {c.type: c for c in item.choices} for item in items}
+    chosen = [by_name[name][kind] for name, kind in allocation.types.items()]
+    return Allocation(allocation.types, sum(c.n_bytes for c in chosen), sum(c.kld for c in chosen))
+
+
+def bent(items: Sequence[Item], power: float) -> list[Item]:
+    """Costs to a power: below 1 large losses count for less, above 1 for more."""
+    return [
+        replace(item, choices=tuple(replace(c, kld=c.kld**power) for c in item.choices)) for item in items
+    ]
 
 
 def _allocation(items: Sequence[Item], chosen: Sequence[Choice]) -> Allocation:

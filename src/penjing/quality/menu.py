@@ -17,6 +17,7 @@ KINDS = (
     "iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "q2_K", "iq3_xxs", "iq3_s", "q3_K", "iq4_xs", "mxfp4", "nvfp4",
     "iq4_nl", "q4_0", "q4_K", "q4_1", "q5_0", "q5_K", "q5_1", "q6_K", "q8_0",
 )  # fmt: skip
+SLOW_BITS = 4.0  # formats below take long to unpack, and pay only where memory is short
 _PLAIN = frozenset({"f32", "f16", "bf16"})
 
 

@@ -26,7 +26,7 @@ from penjing.search import choose
 from penjing.search.choose import Question
 
 _KLD_FACTOR = 1.4  # by which a predicted divergence may be off
-_LEAST_SHARE = 0.01
+_DOUBT = 0.08  # of composed times: what could be nearer than this is not left out
 
 
 class Layout(Struct, frozen=True, order=True):
@@ -83,7 +83,7 @@ def search(task: Task, proposed: Iterable[Settings]) -> tuple[list[Found], list[
     for layout in sorted(groups, key=lambda one: (bounds[one], one)):
         best = min((_total(f.chosen) for f in found), default=float("inf"))
         what = choose.describe(groups[layout][0], task.question.default)
-        if bounds[layout] > best:
+        if bounds[layout] > best * (1 + _DOUBT):
             why = f"at least {bounds[layout]:.3g} s for the workload whatever the types, the chosen {best:.3g} s"
             refused.append(Refusal(what, why))
             continue

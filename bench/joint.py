@@ -1,0 +1,310 @@
+"""Types and settings chosen together, against the engine as installed with the stock Q4_K_M of the same source.
+
+    python bench/joint.py [--only SmolLM2] [--sensitivity FILE]      about 20 minutes on two cores
+
+SmolLM2: an F16 source off every grid (natural_f16.py), calibrated here or by the file given. The stock mix is built
+as `llama-quantize` does without an importance matrix, and its KL divergence is measured: penjing's files may not
+exceed it. For a long answer and for a long prompt, with every build of the engine and with the wheel alone, a plan is
+made, built and measured, and then all run in turn, in new processes in each round. Qwen3-1.7B: random weights, so
+that divergences are predicted (from a prior) for both sides, and files have random weights in the chosen types. For
+it the rate at which decode reads weights is laid beside what memory gives. Prints the ablation and the ratios with
+their aims; the last line is one JSON document.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # pieces are rounded by threads of ours
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+import natural_f16
+import random_model
+from penjing import ablation, codesign, prior, sensitivities, slices, texts
+from penjing.build import Builder, Recipe
+from penjing.cli.setting import this_machine
+from penjing.engines.llamacpp import LlamaCpp
+from penjing.evaluate import Divergence, divergences, settings
+from penjing.fetch import resolve
+from penjing.gguf import read_header, read_model
+from penjing.machine import Machine
+from penjing.plan import Build, Plan, Settings
+from penjing.planner import question_for
+from penjing.probe import load_average
+from penjing.progress import Bar, say
+from penjing.quality import menu, stock
+from penjing.quality.sensitivity import Sensitivity
+from penjing.quantize.native import Native
+from penjing.quantize.tensors import Tensors
+from penjing.search.choose import Question
+from penjing.shrink import Goal, Shrinker
+from penjing.workload import Workload
+
+WORKLOADS = {"long answer": Workload(50, 1000), "long prompt": Workload(2000, 100)}
+AIMS = {
+    ("SmolLM2", "all builds"): {"decode": 1.15, "prefill": 2.5},
+    ("SmolLM2", "wheel alone"): {"prefill": 1.8},
+    ("qwen3-1.7b", "all builds"): {"decode": 1.0, "prefill": 3.0},
+}
+STOCK, TOKENS, ROUNDS, TIMED_STEPS = "Q4_K_M", 4096, 4, 64
+ATTEMPTS, SAFETY = 3, 0.97
+BANDWIDTH_AIMS = {"q8_0": 0.85, "q4_0": 0.75}
+
+
+class Contestant(Struct, frozen=True):
+    """A file and how it is run."""
+
+    name: str
+    workload: str
+    builds: str
+    file: str
+    settings: Settings
+    kld: float
+
+
+class Timed(Struct, frozen=True):
+    """One round: seconds of the prompt, of a step, and of the whole workload."""
+
+    name: str
+    workload: str
+    round: int
+    prefill: float
+    step: float
+    total: float
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", choices=("SmolLM2", "qwen3-1.7b"))
+    parser.add_argument("--sensitivity", metavar="FILE", help="of the F16 source; left out: calibrated here")
+    args = parser.parse_args()
+    report: dict[str, Any] = {"bench": "joint", "load_average": load_average()}
+    with tempfile.TemporaryDirectory(prefix="penjing-bench-", dir="/var/tmp") as folder:
+        for name, run in (("SmolLM2", _smollm2), ("qwen3-1.7b", _qwen3)):
+            if args.only in (None, name):
+                report[name] = run(Path(folder), args.sensitivity)
+    print(json.dumps(report))
+    return 0
+
+
+# ---- SmolLM2: built and measured -------------------------------------------------------------------
+
+
+def _smollm2(folder: Path, given: str | None) -> dict[str, Any]:
+    source = folder / "source.gguf"
+    natural_f16.write(resolve(None), source)
+    header, model, engine, native = read_header(source), read_model(source), LlamaCpp(), Native()
+    sensitivity = _calibrated(source, folder, given)
+    stock_file = folder / f"{STOCK}.gguf"
+    builder = Builder(header, None, native)
+    types = stock.mix(model, STOCK)
+    builder.build(Recipe(types, sensitivities.model_hash(header), refined=False), stock_file, Bar())
+    limit = _divergence(source, stock_file).kld
+    print(
+        f"SmolLM2, stock {STOCK}: KL divergence {limit:.4f}, {stock_file.stat().st_size / 2**20:.0f} MiB",
+        flush=True,
+    )
+    shrinker = Shrinker(header, model, sensitivity, engine, native)
+    machine, contestants, steps = this_machine(source), [], {}
+    for builds in ("all builds", "wheel alone"):
+        for name, workload in WORKLOADS.items():
+            question = _question(source, machine, replace(workload, max_kld=limit), builds)
+            opened = codesign.Source.of(header, model, sensitivity, native, question.budget_bytes)
+            if builds == "all builds":
+                steps[name] = _ablated(opened, question, engine, native, name)
+            file = folder / f"{name} {builds}.gguf"
+            plan, kld = _within(source, opened, question, shrinker, file, limit)
+            contestants.append(Contestant("penjing", name, builds, str(file), plan.chosen.settings, kld))
+            contestants.append(Contestant("stock", name, builds, str(stock_file), question.default, limit))
+    return _raced("SmolLM2", contestants, engine) | {"ablation": steps}
+
+
+def _calibrated(source: Path, folder: Path, given: str | None) -> Sensitivity:
+    header = read_header(source)
+    if given is None:
+        from penjing.calibrate.task import calibrate
+
+        given = str(folder / "sensitivity")
+        calibrate(source, Path(given), texts.shipped("calibrate"), LlamaCpp(), tokens=8192, seed=0, say=say)
+    return sensitivities.load(Path(given), sensitivities.model_hash(header))
+
+
+def _divergence(source: Path, file: Path) -> Divergence:
+    (found,) = divergences(
+        LlamaCpp(), source, [file], texts.shipped("report"), settings(), most_tokens=TOKENS, bar=Bar()
+    )
+    return found
+
+
+def _question(source: Path, machine: Machine, workload: Workload, builds: str) -> Question:
+    question = question_for(read_model(source), machine, workload, LlamaCpp())
+    wheel: tuple[Build, ...] = ("wheel",)
+    return (
+        question
+        if builds == "all builds"
+        else replace(question, traits=replace(question.traits, builds=wheel))
+    )
+
+
+def _within(
+    source: Path, opened: codesign.Source, question: Question, shrinker: Shrinker, file: Path, limit: float
+) -> tuple[Plan, float]:
+    """A plan whose file, built and measured, does not exceed the limit: asked for less where one does."""
+    aim = limit
+    for _ in range(ATTEMPTS):
+        asked = replace(question, workload=replace(question.workload, max_kld=aim))
+        plan = codesign.plan(opened, asked, LlamaCpp(), shrinker.native, say=say)
+        pages = texts.shipped("choose"), texts.shipped("report")
+        shrinker.shrink(Goal(types=plan.chosen.types), file, finalists=1, texts=pages)
+        seen = _divergence(source, file).kld
+        print(f"{file.stem}: predicted {plan.chosen.estimate.kld.value:.4f}, measured {seen:.4f}", flush=True)
+        if seen <= limit:
+            break
+        aim *= SAFETY * limit / seen
+    return plan, seen
+
+
+# ---- Qwen3-1.7B: random weights --------------------------------------------------------------------
+
+
+def _qwen3(folder: Path, _: str | None) -> dict[str, Any]:
+    source = folder / "source.gguf"
+    random_model.write(source, "qwen3-1.7b", "F16")
+    header, model, engine, native = read_header(source), read_model(source), LlamaCpp(), Native()
+    sensitivity = replace(
+        prior.sensitivity(model, Tensors(header, native)), model=sensitivities.model_hash(header)
+    )
+    machine, contestants, steps = this_machine(source), [], {}
+    opened = codesign.Source.of(header, model, sensitivity, native, None)
+    types = stock.mix(model, STOCK)
+    limit = menu.priced(opened.items, {STOCK: types})[STOCK].kld
+    stock_file = folder / f"{STOCK}.gguf"
+    slices.write(header, types, len(model.layers), model.vocabulary, stock_file, native)
+    for name, workload in WORKLOADS.items():
+        question = _question(source, machine, replace(workload, max_kld=limit), "all builds")
+        steps[name] = _ablated(opened, question, engine, native, name)
+        plan = codesign.plan(opened, question, engine, native, say=say)
+        file = folder / f"{name}.gguf"
+        slices.write(header, plan.chosen.types, len(model.layers), model.vocabulary, file, native)
+        kld = plan.chosen.estimate.kld.value or 0.0
+        contestants.append(Contestant("penjing", name, "all builds", str(file), plan.chosen.settings, kld))
+        contestants.append(Contestant("stock", name, "all builds", str(stock_file), question.default, limit))
+    found = _raced("qwen3-1.7b", contestants, engine)
+    return found | {"ablation": steps, "bandwidth": _bandwidth(folder, source, machine, engine, native)}
+
+
+def _bandwidth(
+    folder: Path, source: Path, machine: Machine, engine: LlamaCpp, native: Native
+) -> dict[str, float]:
+    """Bytes that decode reads a second over what the memory gives, with all matrices in one type."""
+    header, model = read_header(source), read_model(source)
+    dram = machine.tier("DRAM")
+    rate = dram.read_bytes_per_s.value if dram else None
+    if not rate:
+        return {}
+    shares = {}
+    for kind, aim in BANDWIDTH_AIMS.items():
+        file = folder / "uniform.gguf"
+        slices.write(header, stock.uniform(model, kind), len(model.layers), model.vocabulary, file, native)
+        traits = engine.traits(machine.isa)
+        usual = Settings(
+            2, 2, kind in traits.repacked_types, kind in traits.repacked_types, context_tokens=512
+        )
+        with engine.open(file, replace(usual, build=traits.builds[-1], mapped=False)) as session:
+            step = median(s.seconds / s.tokens for s in session.time("decode", 32, 16, 5))
+        shares[kind] = read_model(file).active_bytes / step / rate
+        print(
+            f"qwen3-1.7b in {kind}: decode reads {shares[kind]:.0%} of what memory gives (aim {aim:.0%})",
+            flush=True,
+        )
+    return shares
+
+
+# ---- in turn ---------------------------------------------------------------------------------------
+
+
+def _ablated(
+    source: codesign.Source, question: Question, engine: LlamaCpp, native: Native, name: str
+) -> list[dict[str, Any]]:
+    entries = ablation.ablate(source, question, engine, native, say=say)
+    rows = []
+    for entry in entries:
+        e = entry.chosen.estimate
+        rows.append({
+            "step": entry.name, "prefill": e.prefill_tokens_per_s.value, "decode": e.decode_tokens_per_s.value,
+            "total_seconds": entry.total_seconds, "bytes": entry.chosen.n_bytes, "predicted_kld": entry.allocation.kld,
+        })  # fmt: skip
+        print(
+            f"  {name}: {rows[-1]['prefill']:7.1f} {rows[-1]['decode']:6.1f} tok/s, "
+            f"{rows[-1]['total_seconds'] / rows[0]['total_seconds']:.2f} of the default, "
+            f"KLD {rows[-1]['predicted_kld']:.4f}: {entry.name}",
+            flush=True,
+        )
+    print(f"  {name}: {ablation.verdict(entries)}", flush=True)
+    return rows
+
+
+def _raced(model: str, contestants: Sequence[Contestant], engine: LlamaCpp) -> dict[str, Any]:
+    """Every contestant in every round, in turn; those of a pair beside each other, taking turns in being first."""
+    runs: list[tuple[Contestant, Timed]] = []
+    for number in range(ROUNDS):
+        for pair in zip(contestants[::2], contestants[1::2], strict=True):
+            order = pair if number % 2 == 0 else reversed(pair)
+            runs += [(one, _run(one, number, engine)) for one in order]
+    rows = []
+    for mine, other in zip(contestants[::2], contestants[1::2], strict=True):
+        rows.append(_ratios(model, mine, *([t for c, t in runs if c is one] for one in (mine, other))))
+    return {
+        "rows": rows,
+        "runs": [(c.builds, t.name, t.workload, t.prefill, t.step, t.total) for c, t in runs],
+    }
+
+
+def _run(one: Contestant, number: int, engine: LlamaCpp) -> Timed:
+    workload = WORKLOADS[one.workload]
+    context = -(-(workload.needed_tokens + 64) // 256) * 256
+    with engine.open(Path(one.file), replace(one.settings, context_tokens=context)) as session:
+        session.time("prefill", 32, 0, 1)
+        (prefill,) = session.time("prefill", workload.prompt_tokens, 0, 1)
+        depth = workload.prompt_tokens + workload.answer_tokens // 2 - TIMED_STEPS // 2
+        (decode,) = session.time("decode", TIMED_STEPS, depth, 1)
+    step = decode.seconds / decode.tokens
+    total = prefill.seconds + workload.answer_tokens * step
+    return Timed(one.name, one.workload, number, prefill.seconds, step, total)
+
+
+def _ratios(model: str, mine: Contestant, ours: Sequence[Timed], theirs: Sequence[Timed]) -> dict[str, Any]:
+    """Speed over the stock mix's, the median of the rounds; time over its time."""
+    pairs = list(zip(ours, theirs, strict=True))
+    row = {
+        "model": model, "workload": mine.workload, "builds": mine.builds, "kld": mine.kld,
+        "decode": median(b.step / a.step for a, b in pairs),
+        "prefill": median(b.prefill / a.prefill for a, b in pairs),
+        "total": median(a.total / b.total for a, b in pairs),
+    }  # fmt: skip
+    aims = AIMS.get((model, mine.builds), {})
+    wanted = {"long answer": "decode", "long prompt": "prefill"}[mine.workload]
+    aim = f" (aim {wanted} {aims[wanted]})" if wanted in aims else ""
+    print(
+        f"{model}, {mine.workload}, {mine.builds}: decode x{row['decode']:.2f}, prefill x{row['prefill']:.2f}, "
+        f"time {row['total']:.2f} of the default's (aim 1.02){aim}, KLD {mine.kld:.4f}",
+        flush=True,
+    )
+    return row
+
+
+if __name__ == "__main__":
+    sys.exit(main())

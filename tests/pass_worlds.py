@@ -60,7 +60,7 @@ def product_seconds(kernel: Kernel) -> float:
     """More bits take longer to read; repacked weights are slow in batches and quick alone; native is quicker."""
     bits = BY_NAME[kernel.type].bits_per_weight
     pace = {"q6_K": 0.5, "q4_K": 0.6}.get(kernel.type, 1.0)  # of arithmetic
-    reading = bits * (0.8 if kernel.repack else 1.0)
+    reading = 3 * bits * (0.7 if kernel.repack else 1.0)
     arithmetic = 0.2 * kernel.batch * pace * (1.5 if kernel.repack else 1.0)
     return (
         1e-10

@@ -96,6 +96,10 @@ class Builder:
         self._built.append((recipe, Tensors(read_header(out), self._native)))
         return _sha256(out)
 
+    def forget(self) -> None:
+        """Files that were built may go or get other names: they lend nothing from now on."""
+        self._built.clear()
+
     def _pieces(
         self, recipe: Recipe, frame: Frame, done: set[_Piece]
     ) -> Generator[tuple[_Piece, np.ndarray], None, None]:

@@ -148,6 +148,7 @@ class Shrinker:
         built = self._built(best, final, [e.finalist for e in entries], points, out)
         _write_beside(out, built)
         best.file.replace(out)
+        self._builder.forget()
         for entry in entries:
             entry.file.unlink(missing_ok=True)
             tidy(entry.file)

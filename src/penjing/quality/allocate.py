@@ -12,7 +12,7 @@ failures there; measuring the finished file decides.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from msgspec.structs import replace
 
 from penjing.errors import DoesNotFit
 from penjing.formats import BY_NAME
-from penjing.units import show_bytes, show_number
+from penjing.units import show_bytes, show_number, show_seconds
 
 _LOW_BITS = 3.5  # below it a format counts as low, and the guards watch it
 _LONGEST_RUN = 4  # layers in a row that may all keep one role at the lowest of the low formats
@@ -29,7 +29,12 @@ _GAP, _TIME_GAP = (
     1e-5,
     1e-3,
 )  # relative, between the plan and the best one possible; times are no better known
-_SUMS = ("n_bytes", "kld", "prefill_seconds", "decode_seconds")
+_SUMS: dict[str, tuple[str, Callable[[float], str]]] = {
+    "n_bytes": ("the size of the weights", show_bytes),
+    "kld": ("the KL divergence", show_number),
+    "prefill_seconds": ("the time of the prompt", show_seconds),
+    "decode_seconds": ("the time of the answer", show_seconds),
+}
 
 
 class Choice(Struct, frozen=True):
@@ -184,11 +189,26 @@ def _solve(items: Sequence[Item], objective: str, limits: Limits, gap: float) ->
     solver.run()
     solution = np.array(solver.getSolution().col_value)
     if solver.getModelStatus() != highspy.HighsModelStatus.kOptimal or len(solution) != len(flat):
-        raise DoesNotFit(
-            "no allocation keeps the limit without a long run of layers at the lowest format",
-            hint="ask for a little more: `--size` or `--bpw` one percent larger",
-        )
+        raise _nothing_left(items, limits)
     return _allocation(items, [c for (_, c), taken in zip(flat, solution, strict=True) if taken > 0.5])
+
+
+def _nothing_left(items: Sequence[Item], limits: Limits) -> DoesNotFit:
+    """What no choice can reach by itself, else the guards or the limits together are to blame."""
+    for name, limit in limits.given.items():
+        least = sum(min(getattr(c, name) for c in item.choices) for item in items)
+        if least > limit:
+            what, show = _SUMS[name]
+            return DoesNotFit(
+                f"{what} is at least {show(least)} whatever the types, the limit leaves {show(max(0.0, limit))}",
+                hint="a looser limit",
+            )
+    if len(limits.given) > 1:
+        return DoesNotFit("no types keep all limits together", hint="a looser limit")
+    return DoesNotFit(
+        "no allocation keeps the limit without a long run of layers at the lowest format",
+        hint="ask for a little more: `--size` or `--bpw` one percent larger",
+    )
 
 
 def _undominated(choices: Sequence[Choice], named: Sequence[str]) -> list[Choice]:

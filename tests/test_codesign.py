@@ -1,0 +1,160 @@
+"""`penjing plan --max-kld` of a model whose types are open, and the file built as planned: with the real engine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import small_models
+from commands import Done, penjing, refusal
+from penjing import sensitivities
+from penjing.gguf import read_model
+
+SHORT = ("--prompt", "64", "--answer", "16")
+BUSY_SECONDS = 400
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A source with its sensitivity, and a cache in which its rates stay from test to test."""
+    folder = tmp_path_factory.mktemp("codesign")
+    source = small_models.write(folder / "source.gguf", layers=2)
+    sensitivities.save(folder / "known.sensitivity", small_models.sensitivity(source))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def planned(place: Path) -> dict:
+    done = run(place, "plan", place / "source.gguf", "--max-kld", "0.5", *SHORT, "--json", *known(place))
+    assert done.code == 0, done.stderr
+    (place / "plan.json").write_text(done.stdout)
+    return json.loads(done.stdout)
+
+
+def run(place: Path, *words: object) -> Done:
+    return penjing(*map(str, words), env={"PENJING_CACHE": str(place / "cache")}, limit_seconds=BUSY_SECONDS)
+
+
+def refused(done: Done, *words: str) -> None:
+    """It refused in one line and a hint, which say all of `words`."""
+    assert all(word in " ".join(refusal(done)) for word in words), done.stderr
+
+
+def known(place: Path) -> tuple[str, str]:
+    return "--sensitivity", str(place / "known.sensitivity")
+
+
+def test_types_and_settings_are_planned_together(place, planned):
+    """The contract of every plan, a type for every matrix, a baseline that anybody can have, and reasons."""
+    chosen = planned["chosen"]
+    assert {"model", "machine", "workload", "chosen", "frontier", "refused"} <= planned.keys()
+    assert sum(chosen["tensor_types"].values()) == len(read_model(place / "source.gguf").tensors)
+    assert set(chosen["types"]) >= {"blk.0.attn_q.weight", "blk.1.ffn_down.weight", "output.weight"}
+    assert 0 <= chosen["estimate"]["kld"]["value"] <= 0.5
+    assert (
+        chosen["estimate"]["total_seconds"]["value"]
+        <= planned["default"]["estimate"]["total_seconds"]["value"]
+    )
+    assert "the engine's default" in planned["default"]["why"]
+    assert planned["frontier"] and all(r["why"] for r in planned["refused"])
+    assert any("the prompt takes" in note for note in planned["notes"])
+
+
+def test_a_second_plan_measures_nothing_anew(place, planned):
+    """Rates stay in the cache: another workload is planned from them."""
+    rates = sorted((place / "cache" / "passes").iterdir())
+    before = [file.read_bytes() for file in rates]
+    done = run(
+        place,
+        "plan",
+        place / "source.gguf",
+        "--max-kld",
+        "0.2",
+        "--prompt",
+        "16",
+        "--answer",
+        "64",
+        *known(place),
+    )
+    assert done.code == 0, done.stderr
+    assert "timing slices" not in done.stderr
+    assert "chosen: " in done.stdout and "KL divergence" in done.stdout
+    assert before == [file.read_bytes() for file in rates]
+
+
+def test_the_file_is_built_as_planned(place, planned):
+    """Every tensor has the type of the plan, and the file was measured."""
+    out = place / "fast.gguf"
+    done = run(
+        place,
+        "build",
+        place / "source.gguf",
+        "--plan",
+        place / "plan.json",
+        "--out",
+        out,
+        "--json",
+        *known(place),
+    )
+    assert done.code == 0, done.stderr
+    report = json.loads(done.stdout)
+    types = {t.name: t.type for t in read_model(out).tensors}
+    assert {name: types[name] for name in planned["chosen"]["types"]} == planned["chosen"]["types"]
+    assert report["measured"]["kld"] >= 0
+    assert report["predicted_kld"] == pytest.approx(planned["chosen"]["estimate"]["kld"]["value"], rel=0.01)
+
+
+def test_what_each_freedom_is_worth(place, planned):
+    """Five steps, from the engine's default to types and settings together, and a verdict."""
+    done = run(
+        place, "bench", place / "source.gguf", "--ablate", "--max-kld", "0.5", *SHORT, "--json", *known(place)
+    )
+    assert done.code == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert [s["name"].split(",")[0] for s in report["steps"]] == [
+        "engine's default", "best flags", "best stock types", "one after the other", "together",
+    ]  # fmt: skip
+    assert all(s["chosen"]["estimate"]["total_seconds"]["source"] == "measured" for s in report["steps"])
+    assert report["verdict"]
+    shown = run(place, "bench", place / "source.gguf", "--ablate", "--max-kld", "0.5", *SHORT, *known(place))
+    assert "together" in shown.stdout and report["verdict"].split(":")[0][:10] in shown.stdout
+
+
+def test_what_cannot_be_planned_or_built(place, planned):
+    """Impossible limits name the nearest; plans for other models, without types or with strange ones are refused."""
+    source = place / "source.gguf"
+    done = run(place, "plan", source, "--max-kld", "0.5", "--min-decode", "1e9", *SHORT, *known(place))
+    refused(done, "keep all limits", "--max-kld")
+    refused(run(place, "plan", source, "--max-kld", "1e-12", "--memory", "80MB", *SHORT, *known(place)))
+    refused(run(place, "plan", source, *known(place)), "--max-kld")
+    refused(run(place, "bench", source, "--ablate"), "--max-kld")
+    small = place / "quantized.gguf"
+    small_models.write(small, "Q4_0")
+    refused(run(place, "bench", small, "--ablate", "--max-kld", "0.1"), "quantized already")
+    for name, change in (
+        ("other", {"model": "another"}),
+        ("plain", {"types": {}}),
+        ("strange", {"types": "tq1_0"}),
+    ):
+        text = json.loads((place / "plan.json").read_text())
+        if change.get("types") == "tq1_0":
+            text["chosen"]["types"] = dict.fromkeys(text["chosen"]["types"], "tq1_0")
+        elif "types" in change:
+            text["chosen"]["types"] = {}
+        else:
+            text |= change
+        (place / f"{name}.json").write_text(json.dumps(text))
+        done = run(
+            place,
+            "build",
+            source,
+            "--plan",
+            place / f"{name}.json",
+            "--out",
+            place / "no.gguf",
+            *known(place),
+        )
+        refused(done)
+        assert not (place / "no.gguf").exists()

@@ -1,0 +1,183 @@
+"""Types and settings chosen together: against brute force, under limits, and with a reason for what was left out."""
+
+from __future__ import annotations
+
+from itertools import pairwise, product
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from penjing.cost.passes import Passes
+from penjing.engines.fake import FakeEngine
+from penjing.formats import BY_NAME
+from penjing.planner import question_for
+from penjing.quality import menu, stock
+from penjing.quality.allocate import Choice
+from penjing.search import explain, joint
+from penjing.search.joint import Layout, Task
+from penjing.workload import Workload
+
+import pass_worlds as world  # isort: skip
+from worlds import machine  # isort: skip
+
+MODEL = world.shapes(layers=2)
+RATES = world.rates(MODEL)
+LONG_PROMPT, LONG_ANSWER = Workload(2000, 50), Workload(50, 1000)
+
+
+class KnownEngine(FakeEngine):
+    """The fake engine with the traits of the known world."""
+
+    def traits(self, isa):
+        return world.TRAITS
+
+
+def items(kinds=world.KINDS):
+    """Every matrix with a divergence that falls by four with each bit, and matters more in early layers."""
+    found = []
+    for t in MODEL.tensors:
+        if not stock.is_quantized(t):
+            continue
+        weight = t.n_weights / 1e7 / (1 + (t.layer or 0))
+        klds = {kind: weight * 4.0 ** (4 - BY_NAME[kind].bits_per_weight) for kind in kinds}
+        found.append(menu.item(t, klds))
+    return tuple(found)
+
+
+def task(workload: Workload, *, budget=None, kinds=world.KINDS) -> Task:
+    question = question_for(MODEL, machine(memory_bytes=2**33), workload, KnownEngine())
+    question = replace(question, budget_bytes=budget or question.budget_bytes)
+    return Task(question, items(kinds), Passes(MODEL, RATES, world.TRAITS))
+
+
+def layouts(question):
+    """Every build and layout, with the default's other knobs."""
+    return [
+        replace(question.default, build=build, prefill_repack=first, repack=then, mapped=not (first and then))
+        for build, first, then in product(world.TRAITS.builds, (False, True), (False, True))
+    ]
+
+
+def total(found):
+    return found.chosen.estimate.total_seconds.value
+
+
+def test_nothing_is_faster_within_the_limit():
+    """Over all layouts and, for a few open matrices, all types: brute force finds nothing better."""
+    asked = task(replace(LONG_PROMPT, max_kld=0.02), kinds=("q4_0", "q6_K"))
+    few = asked.items[1:7]
+    closed = tuple(replace(i, choices=tuple(c for c in i.choices if c.type == "q6_K")) for i in asked.items)
+    opened = tuple(next((f for f in few if f.names == c.names), c) for c in closed)
+    asked = Task(asked.question, opened, asked.passes)
+    (best, *_), _ = joint.search(asked, layouts(asked.question))
+
+    least = float("inf")
+    for one in layouts(asked.question):
+        menus = joint.priced(asked, Layout.of(one))
+        for chosen in product(*(i.choices for i in menus)):
+            if sum(c.kld for c in chosen) <= 0.02:
+                least = min(least, sum(c.seconds for c in chosen))
+    assert best.allocation.seconds <= least * (1 + 2e-3)
+
+
+@given(st.floats(0.001, 0.2), st.floats(1.0, 3.0))
+@settings(max_examples=15, deadline=None)
+def test_a_looser_limit_is_never_worse(kld, factor):
+    tight, loose = (task(replace(LONG_ANSWER, max_kld=k)) for k in (kld, kld * factor))
+    (first, *_), _ = joint.search(tight, layouts(tight.question))
+    (second, *_), _ = joint.search(loose, layouts(loose.question))
+    assert total(second) <= total(first) * (1 + 2e-3)
+
+
+def test_the_work_decides_layout_and_types():
+    """In this world repacked weights are quick alone and slow in batches; q6_K and q4_K are made for batches."""
+    found = {}
+    for name, workload in (("prompt", LONG_PROMPT), ("answer", LONG_ANSWER)):
+        asked = task(replace(workload, max_kld=0.3))
+        (best, *_), refused = joint.search(asked, layouts(asked.question))
+        found[name] = best
+        assert best.layout.build == "native"
+        assert any("whatever the types" in r.why for r in refused)
+        told = " ".join(explain.notes(asked, best))
+        assert "the prompt takes" in told
+    prompt, answer = found["prompt"], found["answer"]
+    assert not prompt.layout.prefill_repack and _repacked(prompt)
+    assert answer.layout.repack and answer.layout.prefill_repack
+
+
+def _repacked(found):
+    """Matrices whose type has a repacked layout."""
+    return sum(kind in world.TRAITS.repacked_types for kind in found.allocation.types.values())
+
+
+def test_what_was_composed_is_what_is_promised():
+    """The estimate of the winner is the sum of its products and the rest that no type changes."""
+    asked = task(replace(LONG_PROMPT, max_kld=0.05))
+    (best, *_), _ = joint.search(asked, layouts(asked.question)[:1])
+    menus = joint.priced(asked, best.layout)
+    rest = joint._rest(asked, menus, best.chosen.settings)
+    assert total(best) == pytest.approx(best.allocation.seconds + rest.total, rel=1e-6)
+    assert best.chosen.estimate.kld.value == pytest.approx(best.allocation.kld)
+    assert best.chosen.estimate.total_seconds.source == "fitted"
+
+
+def test_limits_are_kept_or_refused():
+    """Memory, first token and decode speed are kept where that is possible, at a price; else nothing is found."""
+    free = task(replace(LONG_ANSWER, max_kld=0.3))
+    (best, *_), _ = joint.search(free, layouts(free.question))
+    first = best.chosen.estimate.first_token_seconds.value
+    speed = best.chosen.estimate.decode_tokens_per_s.value
+    sooner = task(replace(LONG_ANSWER, max_kld=0.3, max_first_token_seconds=1.001 * first))
+    (kept, *_), _ = joint.search(sooner, layouts(sooner.question))
+    assert kept.chosen.estimate.first_token_seconds.value <= 1.001 * first
+    assert total(kept) >= total(best) * (1 - 2e-3)
+    same = task(replace(LONG_ANSWER, max_kld=0.3, min_decode_tokens_per_s=0.999 * speed))
+    (kept, *_), _ = joint.search(same, layouts(same.question))
+    assert kept.chosen.estimate.decode_tokens_per_s.value >= 0.999 * speed
+    for change in ({"max_first_token_seconds": first / 100}, {"min_decode_tokens_per_s": speed * 100}):
+        asked = task(replace(LONG_ANSWER, max_kld=0.3, **change))
+        found, refused = joint.search(asked, layouts(asked.question))
+        assert not found and refused
+        assert "--max-kld" in explain.nearest(asked, layouts(asked.question))
+    tight = task(replace(LONG_PROMPT, max_kld=0.3), budget=best.chosen.memory.total_bytes - 100_000)
+    for kept in joint.search(tight, layouts(tight.question))[0]:
+        assert kept.chosen.memory.total_bytes <= tight.question.budget_bytes
+
+
+def test_types_that_were_never_timed_are_left_out():
+    """A choice without rates is not offered; a token embedding that is only looked up takes no time."""
+    asked = task(replace(LONG_PROMPT, max_kld=0.05))
+    strange = tuple(replace(i, choices=(*i.choices, Choice("iq3_s", 1, 0.0))) for i in asked.items)
+    menus = joint.priced(Task(asked.question, strange, asked.passes), Layout("wheel", False, False, "f16"))
+    assert all(c.type != "iq3_s" for item in menus for c in item.choices)
+    head = next(i for i in menus if i.role == "token_embedding")
+    assert all(c.decode_seconds > 0 for c in head.choices)
+    output = world._tensor("output.weight", "output", world.WIDTH, world.VOCABULARY, "f16", None)
+    untied = replace(MODEL, tensors=(*MODEL.tensors, output))
+    apart = Task(replace(asked.question, model=untied), asked.items, asked.passes)
+    looked_up = next(
+        i for i in joint.priced(apart, Layout("wheel", False, False, "f16")) if i.role == "token_embedding"
+    )
+    assert all(c.seconds == 0 for c in looked_up.choices)
+
+
+def test_the_frontier_trades_divergence_for_time():
+    asked = task(replace(LONG_ANSWER, max_kld=0.02))
+    (best, *_), _ = joint.search(asked, layouts(asked.question))
+    points = list(explain.frontier(asked, best))
+    klds = [p.estimate.kld.value for p in points]
+    times = [p.estimate.total_seconds.value for p in points]
+    assert len(points) > 3
+    assert klds == sorted(klds, reverse=True)
+    assert all(a <= b * (1 + 2e-3) for a, b in pairwise(times))
+
+
+def test_every_stock_mix_is_answered():
+    """Each gets its reason: too far, too large, or slower."""
+    asked = task(replace(LONG_PROMPT, max_kld=0.05))
+    (best, *_), _ = joint.search(asked, layouts(asked.question))
+    told = {r.what: r.why for r in explain.ready_made(asked, best)}
+    assert "predicted KL divergence" in told["all in q4_0"]
+    assert "its products take" in told["all in q8_0"]

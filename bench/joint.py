@@ -4,7 +4,7 @@
 
 SmolLM2: an F16 source off every grid (natural_f16.py), calibrated here or by the file given. The stock mix is built
 as `llama-quantize` does without an importance matrix, and its KL divergence is measured: penjing's files may not
-exceed it. For a long answer and for a long prompt, with every build of the engine and with the wheel alone, a plan is
+exceed it. For a long answer, a prompt and a long prompt, with every build of the engine and with the wheel alone, a plan is
 made, built and measured, and then all run in turn, in new processes in each round. Qwen3-1.7B: random weights, so
 that divergences are predicted (from a prior) for both sides, and files have random weights in the chosen types. For
 it the rate at which decode reads weights is laid beside what memory gives. Prints the ablation and the ratios with
@@ -51,7 +51,11 @@ from penjing.search.choose import Question
 from penjing.shrink import Goal, Shrinker
 from penjing.workload import Workload
 
-WORKLOADS = {"long answer": Workload(50, 1000), "long prompt": Workload(2000, 100)}
+WORKLOADS = {
+    "long answer": Workload(50, 1000),
+    "prompt": Workload(512, 32),
+    "long prompt": Workload(2000, 100),
+}
 AIMS = {
     ("SmolLM2", "all builds"): {"decode": 1.15, "prefill": 2.5},
     ("SmolLM2", "wheel alone"): {"prefill": 1.8},
@@ -296,7 +300,7 @@ def _ratios(model: str, mine: Contestant, ours: Sequence[Timed], theirs: Sequenc
         "total": median(a.total / b.total for a, b in pairs),
     }  # fmt: skip
     aims = AIMS.get((model, mine.builds), {})
-    wanted = {"long answer": "decode", "long prompt": "prefill"}[mine.workload]
+    wanted = "decode" if mine.workload == "long answer" else "prefill"
     aim = f" (aim {wanted} {aims[wanted]})" if wanted in aims else ""
     print(
         f"{model}, {mine.workload}, {mine.builds}: decode x{row['decode']:.2f}, prefill x{row['prefill']:.2f}, "

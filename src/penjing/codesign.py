@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from msgspec import Struct
 from msgspec.structs import replace
 
-from penjing import pass_rates
+from penjing import pass_rates, planner
 from penjing.cost.passes import Passes
 from penjing.costs import menu_of
 from penjing.engines.base import Engine
@@ -34,6 +34,7 @@ Say = Callable[[str], None]
 _FINALISTS = 3
 _LEAST_GAIN = 0.01  # of the total time, to leave what everybody has
 _AMPLE_BITS = 5.5  # per weight, of the memory that there is
+_UNSTEADY = 0.2  # relative deviation of a machine's pace
 _LEFT_OUT = frozenset(
     {"mxfp4", "nvfp4"}
 )  # for weights that were trained in them; here others are nearer and faster
@@ -102,15 +103,13 @@ def plan(
     found, refused = joint.search(task, settings_for(task))
     if not found:
         raise _refuse(task, refused)
-    first = [Entry(name_of(task, f), f.allocation, f.chosen) for f in found[:_FINALISTS]]
+    first = [_entry(task, f) for f in found[:_FINALISTS]]
     say(f"timing {len(first) + 1} ways to store and run it, with random weights")
     *entries, usual = timed(task, source.header, [*first, baseline(task)], engine, native)
     best = _best(task, entries, usual)
     winner = next((f for f in found if f.allocation == best.allocation), found[0])
-    lost = [
-        Refusal(e.name, explain.slower(e.chosen, best.chosen)) for e in (*entries, usual) if e is not best
-    ]
-    others = [Refusal(name_of(task, f), explain.slower(f.chosen, best.chosen)) for f in found[_FINALISTS:]]
+    entered = [*entries, usual, *(_entry(task, f) for f in found[_FINALISTS:])]
+    lost = [_lost(e, best) for e in entered if e is not best]
     why = explain.why(best.name, best.chosen, usual.chosen)
     return Plan(
         model=source.model.name,
@@ -119,9 +118,32 @@ def plan(
         chosen=replace(best.chosen, why=why, types=best.allocation.types),
         default=replace(usual.chosen, why=usual.name),
         frontier=tuple(explain.frontier(task, winner)),
-        refused=(*lost, *others, *refused, *explain.ready_made(task, winner)),
-        notes=tuple(explain.notes(task, winner)),
+        refused=(*lost, *refused, *explain.ready_made(task, winner)),
+        notes=(*explain.notes(task, winner), *planner.notes(question, best.chosen), *_unsteady(task)),
     )
+
+
+def _unsteady(task: Task) -> Iterator[str]:
+    """A machine whose pace changed much while it was measured makes figures that cannot be trusted."""
+    rates = task.passes.measured
+    if rates.disturbed:
+        yield f"{rates.disturbed} disturbed samples were thrown away: other work takes the cores"
+    if rates.pace_spread > _UNSTEADY:
+        yield (
+            f"the machine's pace changed by {rates.pace_spread:.0%} while its rates were taken: times are unfit to "
+            "rely on; try again when it is quiet, with `--fresh`"
+        )
+
+
+def _entry(task: Task, found: Found) -> Entry:
+    return Entry(name_of(task, found), found.allocation, found.chosen)
+
+
+def _lost(entry: Entry, best: Entry) -> Refusal:
+    """The settings are its name, the types are part of the reason."""
+    what, _, types = entry.name.partition(": ")
+    why = explain.slower(entry.chosen, best.chosen)
+    return Refusal(what, f"{why} ({types})" if types else why)
 
 
 def _best(task: Task, entries: Sequence[Entry], usual: Entry) -> Entry:

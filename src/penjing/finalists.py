@@ -26,7 +26,7 @@ from penjing.rates import Kind, Knobs, Rates
 from penjing.search import choose, joint
 from penjing.search.joint import Task
 
-_ROUNDS = 2
+_ROUNDS = 3
 _LONGEST_PROMPT, _DEEPEST = 512, 2048  # tokens that are timed of a finalist
 
 

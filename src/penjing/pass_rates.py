@@ -34,6 +34,7 @@ from penjing.cost.passes import (
     points_for,
 )  # fmt: skip
 from penjing.engines.base import Engine, Sample, Session
+from penjing.figures import Measurement
 from penjing.formats import BY_NAME
 from penjing.gguf.header import Header
 from penjing.machine import Machine
@@ -153,7 +154,9 @@ class _Slicer:
         if not rates.others.timings:
             rates = replace(rates, others=self._others(threads))
             shown.advance(1)
-        return replace(rates, disturbed=rates.disturbed + self._disturbed)
+        spreads = [Measurement.of(seconds) for seconds in self._paces.values() if len(seconds) > 1]
+        spread = max((m.spread / m.value for m in spreads if m.spread), default=0.0)
+        return replace(rates, disturbed=rates.disturbed + self._disturbed, pace_spread=spread)
 
     def _slice(self, kind: str) -> Rates:
         found = Rates(self._rates.engine_version)

@@ -155,6 +155,7 @@ class PassRates(Struct, frozen=True):
         others: passes of the slice `REFERENCE` with other threads, flash attention, cache types, and at depth.
         kernels: products of single matrices, which tell what share of a pass each matrix has.
         disturbed: samples that were thrown away because other work took the cores.
+        pace_spread: relative deviation of the machine's pace meanwhile, of the phase where it was larger.
     """
 
     engine_version: str
@@ -166,6 +167,7 @@ class PassRates(Struct, frozen=True):
     kernels: KernelRates
     load_average: float | None = None
     disturbed: int = 0
+    pace_spread: float = 0.0
 
 
 def _without_context(settings: Settings) -> Settings:

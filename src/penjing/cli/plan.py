@@ -48,7 +48,13 @@ def _open(args: argparse.Namespace) -> Plan | None:
     from penjing import codesign
     from penjing.quantize.native import Native
 
-    if not codesign.is_open(setting.local_model(args.model)[1]):
+    model = setting.local_model(args.model)[1]
+    if not codesign.is_open(model):
+        if args.sensitivity:
+            raise UsageError(
+                f"the weights of `{model.name}` are quantized already, so that types are not open",
+                hint="leave `--sensitivity` out, or name a file in F16 or BF16",
+            )
         return None
     engine, native = LlamaCpp(), Native()
     source, question = open_source(args, engine, native)

@@ -155,15 +155,18 @@ def plan(p: Plan) -> None:
 
 def ablation(report: dict[str, Any]) -> None:
     """Speed, size and divergence of each step, and whether choosing together paid."""
-    rows = []
+    rows, told = [], []
     first = report["steps"][0]["chosen"].estimate.total_seconds.value
     for step in report["steps"]:
         chosen = step["chosen"]
         e, total = chosen.estimate, chosen.estimate.total_seconds.value
-        rows.append((step["name"], _value(e.prefill_tokens_per_s, _speed), _value(e.decode_tokens_per_s, _speed),
-                     show_seconds(total), f"{total / first:.2f}", show_bytes(chosen.n_bytes),
-                     show_number(step["kld"])))  # fmt: skip
+        name, _, what = step["name"].partition(", ")
+        speeds = _value(e.prefill_tokens_per_s, _speed), _value(e.decode_tokens_per_s, _speed)
+        times = show_seconds(total), f"{total / first:.2f}"
+        rows.append((name, *speeds, *times, show_bytes(chosen.n_bytes), show_number(step["kld"])))
+        told.append(f"{name}: {what}")
     _print(_table(("", "prefill", "decode", "workload", "of the default", "size", "predicted KLD"), rows))
+    print("\n".join(told))
     print(report["verdict"])
 
 

@@ -113,7 +113,8 @@ class Passes:
     """See the module. `shapes` is any model with these shapes; what its tensors are stored in does not matter."""
 
     def __init__(self, shapes: Model, rates: PassRates, traits: Traits) -> None:
-        self._shapes, self._rates, self._traits = shapes, rates, traits
+        self._shapes, self._traits = shapes, traits
+        self.measured = self._rates = rates
         self._seconds = {t.kernel: float(np.median(t.seconds)) for t in rates.kernels.timings}
         self._known = set(rates.slices)
         self._factors = cache(self._fit)
@@ -171,7 +172,10 @@ class Passes:
 
         `together`: sequences that decode at once; one of the numbers that slices were timed with.
         """
-        found = Rates(self._rates.engine_version, load_average=self._rates.load_average)
+        measured = self._rates
+        found = Rates(
+            measured.engine_version, load_average=measured.load_average, disturbed=measured.disturbed
+        )
         kinds: tuple[Kind, ...] = ("prefill", "decode")
         every = [
             replace(knobs, together=together if kind == "decode" else 1)

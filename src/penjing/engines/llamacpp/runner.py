@@ -157,7 +157,8 @@ class Runner:
             for _ in range(repeats):
                 if kind == "decode":  # the first step after a prefill pays for a new graph, once an answer
                     self._decode(ids[:1])
-                if self.settings.split or not self._rewind(depth):
+                handed_over = self.settings.split and kind == "prefill"  # and left the context of prefill
+                if handed_over or not self._rewind(depth):
                     self._enter(kind)
                     self._fill(depth)
                 samples.append(self._time_once(kind, ids, depth, sampler, most_seconds))

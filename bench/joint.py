@@ -4,11 +4,11 @@
 
 SmolLM2: an F16 source off every grid (natural_f16.py), calibrated here or by the file given. The stock mix is built
 as `llama-quantize` does without an importance matrix, and its KL divergence is measured: penjing's files may not
-exceed it. For a long answer, a prompt and a long prompt, with every build of the engine and with the wheel alone, a plan is
-made, built and measured, and then all run in turn, in new processes in each round. Qwen3-1.7B: random weights, so
-that divergences are predicted (from a prior) for both sides, and files have random weights in the chosen types. For
-it the rate at which decode reads weights is laid beside what memory gives. Prints the ablation and the ratios with
-their aims; the last line is one JSON document.
+exceed it. For a long answer, a prompt and a long prompt, with every build of the engine and with the wheel alone, a
+plan is made, built and measured, and then all run in turn, in new processes in each round. Qwen3-1.7B: random
+weights, so that divergences are predicted (from a prior) for both sides, and files have random weights in the
+chosen types. For it the rate at which decode reads weights is laid beside what memory gives. Prints the ablation
+and the ratios with their aims; the last line is one JSON document.
 """
 
 from __future__ import annotations

@@ -30,7 +30,10 @@ def show_types(model: Model, types: Mapping[str, str]) -> str:
         if tensor.name in types:
             weights[types[tensor.name]] += tensor.n_weights
     total = sum(weights.values()) or 1
-    named = [f"{kind} {count / total:.0%}" for kind, count in weights.most_common(_NAMED_TYPES)]
+    large = [
+        (kind, count / total) for kind, count in weights.most_common(_NAMED_TYPES) if count >= total / 200
+    ]
+    named = [f"{kind} {share:.0%}" for kind, share in large]
     rest = len(weights) - len(named)
     return ", ".join(named) + (f" and {rest} more" if rest > 0 else "")
 

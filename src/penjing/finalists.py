@@ -40,8 +40,7 @@ class Entry(Struct, frozen=True):
     @property
     def total_seconds(self) -> float:
         """Of the workload."""
-        value = self.chosen.estimate.total_seconds.value
-        return float("inf") if value is None else value
+        return choose.total_seconds(self.chosen)
 
 
 def timed(

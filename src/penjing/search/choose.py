@@ -190,9 +190,9 @@ def _winner(question: Question, default: Chosen, fitting: Sequence[Chosen]) -> C
     """
     if not fitting:
         return None
-    least = min(map(_total_seconds, fitting))
-    near = [c for c in fitting if _total_seconds(c) <= least * (1 + _LEAST_GAIN)]
-    best = min(near, key=lambda c: (c.memory.total_bytes, _total_seconds(c)))
+    least = min(map(total_seconds, fitting))
+    near = [c for c in fitting if total_seconds(c) <= least * (1 + _LEAST_GAIN)]
+    best = min(near, key=lambda c: (c.memory.total_bytes, total_seconds(c)))
     home = _home(question, fitting)
     if home is None:
         return replace(best, why=_why(best, default, default_fits=False))
@@ -201,7 +201,8 @@ def _winner(question: Question, default: Chosen, fitting: Sequence[Chosen]) -> C
     return replace(home, why=_why_home(home, default))
 
 
-def _total_seconds(candidate: Chosen) -> float:
+def total_seconds(candidate: Chosen) -> float:
+    """Of the workload; infinite where nobody knows."""
     value = candidate.estimate.total_seconds.value
     return float("inf") if value is None else value
 

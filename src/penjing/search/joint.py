@@ -81,7 +81,7 @@ def search(task: Task, proposed: Iterable[Settings]) -> tuple[list[Found], list[
     found: list[Found] = []
     refused: list[Refusal] = []
     for layout in sorted(groups, key=lambda one: (bounds[one], one)):
-        best = min((_total(f.chosen) for f in found), default=float("inf"))
+        best = min((choose.total_seconds(f.chosen) for f in found), default=float("inf"))
         what = choose.describe(groups[layout][0], task.question.default)
         if bounds[layout] > best * (1 + _DOUBT):
             why = f"at least {bounds[layout]:.3g} s for the workload whatever the types, the chosen {best:.3g} s"
@@ -91,7 +91,7 @@ def search(task: Task, proposed: Iterable[Settings]) -> tuple[list[Found], list[
             found.append(solved(task, layout, menus[layout], groups[layout]))
         except DoesNotFit as error:
             refused.append(Refusal(what, str(error)))
-    return sorted(found, key=lambda f: _total(f.chosen)), refused
+    return sorted(found, key=lambda f: choose.total_seconds(f.chosen)), refused
 
 
 def priced(task: Task, layout: Layout) -> list[Item]:
@@ -150,7 +150,7 @@ def appraised(task: Task, allocation: Allocation, group: Sequence[Settings]) -> 
     fitting = [c for c in verdict.fitting if c.settings in group]
     if not fitting:
         raise DoesNotFit("; ".join(sorted({r.why for r in verdict.refused})))
-    best = min(fitting, key=_total)
+    best = min(fitting, key=choose.total_seconds)
     cache = task.cache_kld or 0.0 if best.settings.cache_type != "f16" else 0.0
     return replace(
         best, estimate=replace(best.estimate, kld=kld_estimate(allocation.kld + cache)), is_default=False
@@ -224,11 +224,6 @@ def _room(task: Task, items: Sequence[Item], settings: Settings) -> float | None
 def _least(items: Sequence[Item]) -> float:
     """Seconds below which no types come."""
     return sum(min(c.seconds for c in item.choices) for item in items)
-
-
-def _total(chosen: Chosen) -> float:
-    value = chosen.estimate.total_seconds.value
-    return float("inf") if value is None else value
 
 
 def kld_estimate(value: float) -> Estimate:

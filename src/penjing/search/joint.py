@@ -26,6 +26,8 @@ from penjing.search import choose
 from penjing.search.choose import Question
 
 _KLD_FACTOR = 1.4  # by which a predicted divergence may be off
+_NEAR = 0.05  # of a total: what flash attention or micro-batches seem to gain below this is not believed
+_KNOBS = ("flash_attention", "micro_batch", "threads", "prefill_threads")
 _DOUBT = 0.08  # of composed times: what could be nearer than this is not left out
 
 
@@ -150,11 +152,22 @@ def appraised(task: Task, allocation: Allocation, group: Sequence[Settings]) -> 
     fitting = [c for c in verdict.fitting if c.settings in group]
     if not fitting:
         raise DoesNotFit("; ".join(sorted({r.why for r in verdict.refused})))
-    best = min(fitting, key=choose.total_seconds)
+    best = _plainest(fitting, task.question.default)
     cache = task.cache_kld or 0.0 if best.settings.cache_type != "f16" else 0.0
     return replace(
         best, estimate=replace(best.estimate, kld=kld_estimate(allocation.kld + cache)), is_default=False
     )
+
+
+def _plainest(fitting: Sequence[Chosen], default: Settings) -> Chosen:
+    """Of those that are as fast as composed times can tell, the one that leaves most knobs as they are."""
+    least = min(map(choose.total_seconds, fitting))
+    near = [c for c in fitting if choose.total_seconds(c) <= (1 + _NEAR) * least]
+
+    def turned(chosen: Chosen) -> int:
+        return sum(getattr(chosen.settings, name) != getattr(default, name) for name in _KNOBS)
+
+    return min(near, key=lambda c: (turned(c), choose.total_seconds(c)))
 
 
 def typed(task: Task, types: dict[str, str], wanted: Sequence[Settings]) -> Question:

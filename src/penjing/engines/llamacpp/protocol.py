@@ -47,6 +47,8 @@ class Stop(Struct, frozen=True, tag=True):
 
 
 class Time(Struct, frozen=True, tag=True):
+    """See `Session.time`."""
+
     kind: Literal["prefill", "decode"]
     tokens: int
     depth: int

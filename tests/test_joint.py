@@ -23,7 +23,7 @@ import pass_worlds as world  # isort: skip
 from worlds import machine  # isort: skip
 
 MODEL = world.shapes(layers=2)
-RATES = world.rates(MODEL)
+RATES = world.rates(MODEL, together=(1, 4))
 LONG_PROMPT, LONG_ANSWER = Workload(2000, 50), Workload(50, 1000)
 
 
@@ -49,7 +49,7 @@ def items(kinds=world.KINDS):
 def task(workload: Workload, *, budget=None, kinds=world.KINDS) -> Task:
     question = question_for(MODEL, machine(memory_bytes=2**33), workload, KnownEngine())
     question = replace(question, budget_bytes=budget or question.budget_bytes)
-    return Task(question, items(kinds), Passes(MODEL, RATES, world.TRAITS))
+    return Task(question, items(kinds), Passes(MODEL, RATES, world.TRAITS), workload.users)
 
 
 def layouts(question):
@@ -144,6 +144,18 @@ def test_limits_are_kept_or_refused():
     tight = task(replace(LONG_PROMPT, max_kld=0.3), budget=best.chosen.memory.total_bytes - 100_000)
     for kept in joint.search(tight, layouts(tight.question))[0]:
         assert kept.chosen.memory.total_bytes <= tight.question.budget_bytes
+
+
+def test_users_take_each_step_together():
+    """Four sequences cost more than one and less than four; the answer's time is that of all."""
+    seconds = {}
+    for users in (1, 4):
+        asked = task(replace(LONG_ANSWER, max_kld=0.3, users=users))
+        (best, *_), _ = joint.search(asked, layouts(asked.question))
+        seconds[users] = best.allocation.decode_seconds
+        assert best.chosen.estimate.total_seconds.source == "fitted"
+        assert total(best) >= best.allocation.decode_seconds
+    assert seconds[1] < seconds[4] < 4 * seconds[1]
 
 
 def test_types_that_were_never_timed_are_left_out():

@@ -104,10 +104,12 @@ def decode_seconds(
     return one * tokens
 
 
-def total_seconds(rates: Rates, settings: Settings, prompt_tokens: int, answer_tokens: int) -> Seconds | None:
+def total_seconds(
+    rates: Rates, settings: Settings, prompt_tokens: int, answer_tokens: int, together: int = 1
+) -> Seconds | None:
     """Time of one request, prompt and answer; None if a phase was never timed."""
     prefill = prefill_seconds(rates, settings, prompt_tokens)
-    decode = decode_seconds(rates, settings, prompt_tokens, answer_tokens)
+    decode = decode_seconds(rates, settings, prompt_tokens, answer_tokens, together)
     return None if prefill is None or decode is None else prefill + decode
 
 

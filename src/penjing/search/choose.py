@@ -222,8 +222,9 @@ def gain(question: Question, candidate: Chosen, default: Chosen) -> float:
     rates, workload = question.rates, question.workload
     if rates is None:
         return 0.0
-    mine = speed.total_seconds(rates, candidate.settings, workload.prompt_tokens, workload.answer_tokens)
-    theirs = speed.total_seconds(rates, default.settings, workload.prompt_tokens, workload.answer_tokens)
+    tokens = workload.prompt_tokens, workload.answer_tokens, _together(rates, workload)
+    mine = speed.total_seconds(rates, candidate.settings, *tokens)
+    theirs = speed.total_seconds(rates, default.settings, *tokens)
     if mine is None or theirs is None:
         return 0.0
     saved = theirs - mine
@@ -235,7 +236,9 @@ def _estimates(question: Question, settings: Settings, memory: Memory, from_disk
     prefill = decode = None
     if rates is not None:
         prefill = speed.prefill_seconds(rates, settings, workload.prompt_tokens)
-        decode = speed.decode_seconds(rates, settings, workload.prompt_tokens, workload.answer_tokens)
+        decode = speed.decode_seconds(
+            rates, settings, workload.prompt_tokens, workload.answer_tokens, _together(rates, workload)
+        )
     if prefill is None or decode is None:
         return _unmeasured(question, settings, memory, from_disk)
     return Estimates(
@@ -246,6 +249,12 @@ def _estimates(question: Question, settings: Settings, memory: Memory, from_disk
         memory_bytes=_memory_estimate(question, memory, measured=bool(rates and rates.footprints)),
         kld=_kld(settings, rates),
     )
+
+
+def _together(rates: Rates, workload: Workload) -> int:
+    """Sequences that take each step of decode, as far as that was timed: all users, else one by itself."""
+    timed = any(t.knobs.together == workload.users for t in rates.timings)
+    return workload.users if timed else 1
 
 
 def _unmeasured(question: Question, settings: Settings, memory: Memory, from_disk: bool) -> Estimates:

@@ -12,7 +12,6 @@ from penjing.cost.passes import (
     HEAD,
     LONG,
     NEAR_BY_KIND,
-    REFERENCE,
     STEPS,
     Passes,
     Point,
@@ -139,7 +138,6 @@ def _head(model: Model) -> Rates:
 
 def _others() -> Rates:
     """Attention without flash takes half as long again; one thread takes twice the time."""
-    assert REFERENCE
     found = Rates("1")
     for build, kind, flash, cached in product(TRAITS.builds, ATTENTION, ("auto", "off"), ("f16", "q8_0")):
         tokens = LONG if kind == "prefill" else STEPS

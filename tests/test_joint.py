@@ -162,7 +162,7 @@ def test_types_that_were_never_timed_are_left_out():
     """A choice without rates is not offered; a token embedding that is only looked up takes no time."""
     asked = task(replace(LONG_PROMPT, max_kld=0.05))
     strange = tuple(replace(i, choices=(*i.choices, Choice("iq3_s", 1, 0.0))) for i in asked.items)
-    menus = joint.priced(Task(asked.question, strange, asked.passes), Layout("wheel", False, False, "f16"))
+    menus = joint.priced(Task(asked.question, strange, asked.passes), Layout("wheel", False, False))
     assert all(c.type != "iq3_s" for item in menus for c in item.choices)
     head = next(i for i in menus if i.role == "token_embedding")
     assert all(c.decode_seconds > 0 for c in head.choices)
@@ -170,7 +170,7 @@ def test_types_that_were_never_timed_are_left_out():
     untied = replace(MODEL, tensors=(*MODEL.tensors, output))
     apart = Task(replace(asked.question, model=untied), asked.items, asked.passes)
     looked_up = next(
-        i for i in joint.priced(apart, Layout("wheel", False, False, "f16")) if i.role == "token_embedding"
+        i for i in joint.priced(apart, Layout("wheel", False, False)) if i.role == "token_embedding"
     )
     assert all(c.seconds == 0 for c in looked_up.choices)
 

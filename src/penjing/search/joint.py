@@ -1,6 +1,6 @@
 """Types of all matrices and settings of the engine, chosen together.
 
-What is few is enumerated: build, layout of the weights for each phase, cache type. For each of these HiGHS finds the
+What is few is enumerated: build, layout of the weights for each phase. For each of these HiGHS finds the
 types with the least time for the workload under the limits; bytes, divergence and seconds of products add over the
 matrices. Other settings (flash attention, threads, micro-batch) do not depend on types, and are chosen after. A
 combination whose least conceivable time exceeds what was found already is left out.
@@ -19,7 +19,7 @@ from penjing.cost.passes import ONE, Passes, Point, Way
 from penjing.errors import DoesNotFit
 from penjing.figures import Estimate
 from penjing.model import Model, Tensor
-from penjing.plan import CacheType, Chosen, Refusal, Settings
+from penjing.plan import Chosen, Refusal, Settings
 from penjing.quality import menu
 from penjing.quality.allocate import Allocation, Choice, Item, Limits, least_seconds
 from penjing.search import choose
@@ -32,16 +32,15 @@ _DOUBT = 0.08  # of composed times: what could be nearer than this is not left o
 
 
 class Layout(Struct, frozen=True, order=True):
-    """What is enumerated, as far as the times of products depend on it, and the cache type."""
+    """What is enumerated, as far as the times of products depend on it."""
 
     build: str
     prefill_repack: bool
     repack: bool
-    cache_type: CacheType
 
     @classmethod
     def of(cls, settings: Settings) -> Layout:
-        return cls(settings.build, settings.prefill_repack, settings.repack, settings.cache_type)
+        return cls(settings.build, settings.prefill_repack, settings.repack)
 
 
 class Found(Struct, frozen=True):
@@ -56,14 +55,13 @@ class Found(Struct, frozen=True):
 class Task(Struct, frozen=True):
     """A question in which the types are open: `items` tell what each would cost in quality.
 
-    `together`: sequences that decode at once. `cache_kld`: what a q8_0 cache adds to the divergence, None if unknown.
+    `together`: sequences that decode at once.
     """
 
     question: Question
     items: tuple[Item, ...]
     passes: Passes
     together: int = 1
-    cache_kld: float | None = None
 
     @property
     def model(self) -> Model:
@@ -153,10 +151,7 @@ def appraised(task: Task, allocation: Allocation, group: Sequence[Settings]) -> 
     if not fitting:
         raise DoesNotFit("; ".join(sorted({r.why for r in verdict.refused})))
     best = _plainest(fitting, task.question.default)
-    cache = task.cache_kld or 0.0 if best.settings.cache_type != "f16" else 0.0
-    return replace(
-        best, estimate=replace(best.estimate, kld=kld_estimate(allocation.kld + cache)), is_default=False
-    )
+    return replace(best, estimate=replace(best.estimate, kld=kld_estimate(allocation.kld)), is_default=False)
 
 
 def _plainest(fitting: Sequence[Chosen], default: Settings) -> Chosen:
@@ -175,9 +170,7 @@ def typed(task: Task, types: dict[str, str], wanted: Sequence[Settings]) -> Ques
     model = menu.retyped(task.model, types)
     rates = task.passes.rates(model, [task.question.default, *wanted], task.together)
     workload = replace(task.question.workload, max_kld=None)  # kept by the types
-    return replace(
-        task.question, model=model, workload=workload, rates=replace(rates, cache_kld=task.cache_kld or 0.0)
-    )
+    return replace(task.question, model=model, workload=workload, rates=rates)
 
 
 class Rest(Struct, frozen=True):
@@ -212,8 +205,6 @@ def limits_of(task: Task, items: Sequence[Item], settings: Settings) -> Limits:
     """What the workload and the memory leave for the open types."""
     workload, rest = task.question.workload, _rest(task, items, settings)
     kld, first, rate = workload.max_kld, workload.max_first_token_seconds, workload.min_decode_tokens_per_s
-    if kld is not None and settings.cache_type != "f16":
-        kld -= task.cache_kld or 0.0
     return Limits(
         n_bytes=_room(task, items, settings),
         kld=kld,

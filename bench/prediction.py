@@ -4,7 +4,8 @@
     python bench/prediction.py --only qwen3-0.6b
 
 Shapes: SmolLM2, Qwen3-0.6B, Qwen3-1.7B and Qwen3-4B (less some of their vocabulary) and four layers of Qwen3-30B-A3B,
-with random weights. For each the rates are taken once, from slices of one type each. Then whole models in mixes of
+with random weights. For each the rates are taken once, from slices of one type each, and scaled to the pace that the
+machine has just before a prediction, as a plan does. Then whole models in mixes of
 types that no slice has had are timed in two layouts of the weights, with the native build where there is one: decode
 after few and after 2048 tokens, of 1, 4 and 16 sequences, prefill of 512 tokens, and the peak of memory. Nothing that
 is timed here enters the rates. Prints a line for each figure, then errors by phase; the last line is one JSON
@@ -43,6 +44,7 @@ from penjing.plan import Settings
 from penjing.probe import load_average
 from penjing.quality import stock
 from penjing.quantize.native import Native
+from penjing.reference import Reference
 from penjing.search.candidates import thread_counts
 
 SHAPES = ("SmolLM2", "qwen3-0.6b", "qwen3-1.7b", "qwen3-4b", "qwen3-30b-a3b-4")
@@ -113,18 +115,23 @@ def _shape(name: str, folder: Path, *, fresh: bool) -> Iterator[dict[str, Any]]:
     print(
         f"{name}: rates in {time.monotonic() - began:.0f} s, {rates.disturbed} disturbed samples", flush=True
     )
-    passes = Passes(model, rates, engine.traits(machine.isa))
-    for mix, types in _mixes(model).items():
-        path = folder / "whole.gguf"
-        slices.write(header, types, len(model.layers), model.vocabulary, path, native)
-        for settings in _settings(machine, engine):
-            case = f"{name}, {mix}, {settings.build}, repacking {'on' if settings.repack else 'off'}"
-            for figure in _figures(path, settings, passes, engine, machine):
-                yield {
-                    "case": case, "phase": figure.phase, "what": figure.what, "predicted": figure.predicted.value,
-                    "low": figure.predicted.low, "high": figure.predicted.high, "samples": figure.samples,
-                    "error_percent": figure.error_percent, "inside": figure.inside,
-                }  # fmt: skip
+    with Reference(header, model, rates.layers, rates.threads, engine, native) as reference:
+        for mix, types in _mixes(model).items():
+            path = folder / "whole.gguf"
+            slices.write(header, types, len(model.layers), model.vocabulary, path, native)
+            for settings in _settings(machine, engine):
+                passes = Passes(model, reference.at_present(rates), engine.traits(machine.isa))
+                case = f"{name}, {mix}, {settings.build}, repacking {'on' if settings.repack else 'off'}"
+                for figure in _figures(path, settings, passes, engine, machine):
+                    yield _row(case, figure)
+
+
+def _row(case: str, figure: Figure) -> dict[str, Any]:
+    return {
+        "case": case, "phase": figure.phase, "what": figure.what, "predicted": figure.predicted.value,
+        "low": figure.predicted.low, "high": figure.predicted.high, "samples": figure.samples,
+        "error_percent": figure.error_percent, "inside": figure.inside,
+    }  # fmt: skip
 
 
 def _random(folder: Path, name: str) -> Path:

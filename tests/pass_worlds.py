@@ -89,7 +89,16 @@ def rates(model: Model, kinds: tuple[str, ...] = KINDS, together: tuple[int, ...
     kernels = kernels_for(model, (*kinds, "f16"), TRAITS, points, 2)
     timed = tuple(KernelTiming(k, (product_seconds(k),), (product_seconds(k),)) for k in kernels)
     slices = {kind: _slice(model, kind, points) for kind in kinds}
-    return PassRates("1", SLICE_LAYERS, 2, slices, _head(model), _others(), KernelRates("1", timed))
+    return PassRates(
+        "1",
+        SLICE_LAYERS,
+        2,
+        {"prefill": 0.5, "decode": 0.25},
+        slices,
+        _head(model),
+        _others(),
+        KernelRates("1", timed),
+    )
 
 
 def passes(model: Model, **options: object) -> Passes:

@@ -25,6 +25,7 @@ from penjing.quality.sensitivity import Sensitivity
 from penjing.quantize.native import Native
 from penjing.quantize.tensors import Tensors
 from penjing.rates import PassRates
+from penjing.reference import Reference
 from penjing.search import candidates, choose, explain, joint
 from penjing.search.choose import Question
 from penjing.search.joint import Found, Task
@@ -87,7 +88,8 @@ def task_for(
 ) -> Task:
     """The question with everything measured that its answer depends on."""
     rates = rates_for(source, question, engine, native, fresh=fresh)
-    passes = Passes(source.model, rates, question.traits)
+    with Reference(source.header, source.model, rates.layers, rates.threads, engine, native) as reference:
+        passes = Passes(source.model, reference.at_present(rates), question.traits)
     return Task(question, source.items, passes, question.workload.users)
 
 

@@ -1,23 +1,20 @@
 """Passes over slices of a model, timed by the real engine: what `cost.passes` composes the times of a model from.
 
 A slice has the first layers of the model with random weights in one type. The pace of a machine changes within
-minutes, by its clock and by what its neighbours do; so a session of one slice stays open all the while, and every
-timing is taken relative to what that one shows just before and after it.
+minutes, by its clock and by what its neighbours do; so a session of one slice, the reference, stays open all the
+while, and every timing is taken relative to what that one shows just before and after it. Rates that were taken
+before are scaled to what the reference shows now.
 """
 
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from itertools import product
-from pathlib import Path
-from statistics import median
 
 from msgspec.structs import replace
 
-from penjing import kernel_rates, slices, store
+from penjing import kernel_rates, store
 from penjing.cost.memory import Traits
 from penjing.cost.passes import (
     DEEP_BY_KIND,
@@ -34,16 +31,15 @@ from penjing.cost.passes import (
     points_for,
 )  # fmt: skip
 from penjing.engines.base import Engine, Sample, Session
-from penjing.figures import Measurement
 from penjing.formats import BY_NAME
 from penjing.gguf.header import Header
 from penjing.machine import Machine
 from penjing.model import Model
-from penjing.plan import Settings
 from penjing.progress import Bar, bar
 from penjing.quality import stock
 from penjing.quantize.native import Native
 from penjing.rates import KernelRates, Kind, Knobs, PassRates, Rates
+from penjing.reference import Reference
 
 _REPEATS, _LONG_REPEATS = 3, 2  # of a sample, and of a long one
 _COMMON = ("q4_0", "q4_K", "q6_K", "q8_0")
@@ -71,18 +67,20 @@ def measured(
     traits = engine.traits(machine.isa)
     name = _cache_name(model, machine, traits, f"{threads} {points}")
     known = None if fresh else store.recall(name, PassRates)
-    rates = known or PassRates(engine.version, _layers(model, machine), threads[0], {}, Rates(engine.version),
-                               Rates(engine.version), KernelRates(engine.version), machine.load_average)  # fmt: skip
+    none = Rates(engine.version)
+    rates = known or PassRates(engine.version, _layers(model, machine), threads[0], {}, {}, none, none,
+                               KernelRates(engine.version), machine.load_average)  # fmt: skip
     usable = _usable(model, (*kinds, HEAD, REFERENCE))
     wanted = kernels_for(model, _stored(model, usable), traits, points, threads[0])
     rates = replace(rates, kernels=kernel_rates.measured(wanted, machine, engine, fresh=fresh))
     missing = [kind for kind in usable if kind not in rates.slices]
     if missing or not rates.others.timings:
         with (
-            _Slicer(header, model, rates, engine, traits, native, points) as slicer,
+            Reference(header, model, rates.layers, threads[0], engine, native) as reference,
             bar("timing slices", len(missing) + 2) as shown,
         ):
-            rates = slicer.all(missing, threads, shown)
+            rates = replace(rates, pace_seconds=rates.pace_seconds or reference.pace())
+            rates = _Slicer(rates, traits, model, points, reference).all(missing, threads, shown)
     if rates != known:
         store.remember(name, rates)
     return rates
@@ -115,33 +113,14 @@ def _layers_with(model: Model, least_weights: float) -> int:
 
 
 class _Slicer:
-    """Writes slices and times them, one after the other beside the reference."""
+    """Times slices one after the other, beside the reference."""
 
     def __init__(
-        self, header: Header, model: Model, rates: PassRates, engine: Engine, traits: Traits, native: Native,
-        points: Sequence[Point],
-    ) -> None:  # fmt: skip
-        self._header, self._model, self._rates = header, model, rates
-        self._engine, self._traits, self._native = engine, traits, native
-        self._points = points
-        self._paces: dict[str, list[float]] = {"prefill": [], "decode": []}
+        self, rates: PassRates, traits: Traits, model: Model, points: Sequence[Point], reference: Reference
+    ) -> None:
+        self._rates, self._traits, self._model, self._points = rates, traits, model, points
+        self._reference = reference
         self._disturbed = 0
-
-    def __enter__(self) -> _Slicer:
-        with ExitStack() as stack:
-            self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="penjing-slices-")))
-            for kind, layers in self._rates.layers.items():
-                self._write(REFERENCE, layers, _SLICE_VOCABULARY, kind)
-            usual = Way("wheel", False)
-            self._references: dict[Kind, Session] = {
-                kind: stack.enter_context(self._open(self._folder / kind, usual))
-                for kind in self._rates.layers
-            }
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
 
     def all(self, kinds: Sequence[str], threads: Sequence[int], shown: Bar) -> PassRates:
         rates = self._rates
@@ -154,17 +133,19 @@ class _Slicer:
         if not rates.others.timings:
             rates = replace(rates, others=self._others(threads))
             shown.advance(1)
-        spreads = [Measurement.of(seconds) for seconds in self._paces.values() if len(seconds) > 1]
-        spread = max((m.spread / m.value for m in spreads if m.spread), default=0.0)
-        return replace(rates, disturbed=rates.disturbed + self._disturbed, pace_spread=spread)
+        return replace(
+            rates,
+            disturbed=rates.disturbed + self._disturbed,
+            pace_spread=max(rates.pace_spread, self._reference.spread),
+        )
 
     def _slice(self, kind: str) -> Rates:
         found = Rates(self._rates.engine_version)
-        for phase, layers in self._rates.layers.items():
-            path = self._write(kind, layers, _SLICE_VOCABULARY, "slice")
+        for phase in self._rates.layers:
+            path = self._reference.slice(kind, phase, "slice")
             points = [p for p in self._points if p.phase == phase]
             for way in self._ways(kind):
-                with self._open(path, way) as session:
+                with self._reference.open(path, way) as session:
                     for point in points:
                         found = self._pass(found, session, point)
         return found
@@ -187,10 +168,10 @@ class _Slicer:
         return [Way(build, repack) for build, repack in product(builds, layouts)]
 
     def _head(self) -> Rates:
-        path = self._write(HEAD, 1, self._model.vocabulary, "head")
+        path = self._reference.write(HEAD, 1, self._model.vocabulary, "head")
         found = Rates(self._rates.engine_version)
         for build in self._traits.builds:
-            with self._open(path, Way(build, False)) as session:
+            with self._reference.open(path, Way(build, False)) as session:
                 found = self._time(found, session, "decode", STEPS, NEAR_BY_KIND["decode"])
         return found
 
@@ -199,7 +180,7 @@ class _Slicer:
         found = Rates(self._rates.engine_version)
         for build, (kind, near) in product(self._traits.builds, NEAR_BY_KIND.items()):
             tokens = LONG if kind == "prefill" else STEPS
-            with self._open(self._folder / kind, Way(build, False)) as session:
+            with self._reference.open(self._reference.file(kind), Way(build, False)) as session:
                 usual = session.settings
                 for change in ({}, {"flash_attention": "off"}, {"cache_type": "q8_0"}):
                     session.configure(replace(usual, **change))
@@ -210,45 +191,20 @@ class _Slicer:
                     found = self._time(found, session, kind, tokens, near)
         return found
 
-    # ---- one file, one session, one timing ----------------------------------------------------------
-
-    def _write(self, kind: str, layers: int, vocabulary: int, name: str) -> Path:
-        path = self._folder / name
-        slices.write(self._header, stock.uniform(self._model, kind), layers, vocabulary, path, self._native)
-        return path
-
-    def _open(self, path: Path, way: Way) -> Session:
-        threads = self._rates.threads
-        settings = Settings(
-            threads,
-            threads,
-            way.repack,
-            way.repack,
-            context_tokens=_CONTEXT,
-            mapped=not way.repack,
-            build=way.build,
-        )
-        return self._engine.open(path, settings, start_seconds=_START_SECONDS)
-
     def _time(
         self, rates: Rates, session: Session, kind: Kind, tokens: int, depth: int, together: int = 1
     ) -> Rates:
-        """One point, as if the machine had kept the pace that it has had in the median so far."""
-        knobs = replace(Knobs.of(kind, session.settings), together=together)
-        before = self._paces[kind][-1] if self._paces[kind] else self._pace(kind)
+        """One point, as if the machine had kept the pace that other rates were taken at."""
+        knobs, reference = replace(Knobs.of(kind, session.settings), together=together), self._reference
+        before = reference.last(kind)
         repeats = _REPEATS if tokens < LONG else _LONG_REPEATS
         warm = int(kind == "prefill" and depth == 0)  # the first pass of a size touches new memory
         samples = session.time(kind, tokens, depth, warm + repeats, _MOST_SECONDS, together)[warm:]
-        slowness = (before + self._pace(kind)) / 2 / median(self._paces[kind])
+        pace = (before + reference.sample(kind)) / 2
+        slowness = pace / self._rates.pace_seconds[kind]
         calm = list(self._calm(samples, knobs.threads))
         seconds = tuple(s.seconds * tokens / s.tokens / slowness for s in calm)
         return rates.add(knobs, tokens, depth, seconds)
-
-    def _pace(self, kind: Kind) -> float:
-        """Seconds of a sample of the reference."""
-        tokens, depth = (_PACE_STEPS, NEAR_BY_KIND["decode"]) if kind == "decode" else (_PACE_TOKENS, 0)
-        self._paces[kind].append(min(s.seconds for s in self._references[kind].time(kind, tokens, depth, 1)))
-        return self._paces[kind][-1]
 
     def _calm(self, samples: Sequence[Sample], threads: int) -> Iterator[Sample]:
         """Samples whose threads got their cores; the best one where none did."""

@@ -1,0 +1,103 @@
+"""Slices in one type whose sessions stay open while other things are timed: they tell the machine's pace."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+from typing import Self
+
+from penjing import slices
+from penjing.cost.passes import NEAR_BY_KIND, REFERENCE, Way
+from penjing.engines.base import Engine, Session
+from penjing.figures import Measurement
+from penjing.gguf.header import Header
+from penjing.model import Model
+from penjing.plan import Settings
+from penjing.quality import stock
+from penjing.quantize.native import Native
+from penjing.rates import Kind, PassRates
+
+SLICE_VOCABULARY = 256
+_CONTEXT = 2304  # tokens
+_START_SECONDS = 120.0
+_PACE_TOKENS, _PACE_STEPS = 32, 4
+_PACE_SAMPLES = 5
+
+
+class Reference:
+    """A folder of slices of one model, and sessions of two of them: one for each phase, as the wheel runs them."""
+
+    def __init__(
+        self, header: Header, model: Model, layers: Mapping[Kind, int], threads: int, engine: Engine, native: Native
+    ) -> None:  # fmt: skip
+        self._header, self._model, self._layers, self._threads = header, model, layers, threads
+        self._engine, self._native = engine, native
+        self._paces: dict[Kind, list[float]] = {"prefill": [], "decode": []}
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="penjing-slices-")))
+            self._sessions: dict[Kind, Session] = {
+                kind: stack.enter_context(self.open(self.slice(REFERENCE, kind, kind), Way("wheel", False)))
+                for kind in self._layers
+            }
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def slice(self, kind: str, phase: Kind, name: str) -> Path:
+        """A file with as many layers as timings of `phase` need, all matrices in the type `kind`."""
+        return self.write(kind, self._layers[phase], SLICE_VOCABULARY, name)
+
+    def write(self, kind: str, layers: int, vocabulary: int, name: str) -> Path:
+        path = self._folder / name
+        slices.write(self._header, stock.uniform(self._model, kind), layers, vocabulary, path, self._native)
+        return path
+
+    def file(self, phase: Kind) -> Path:
+        """The slice whose session tells the pace."""
+        return self._folder / phase
+
+    def open(self, path: Path, way: Way) -> Session:
+        """A session of a slice."""
+        settings = Settings(
+            self._threads,
+            self._threads,
+            way.repack,
+            way.repack,
+            context_tokens=_CONTEXT,
+            mapped=not way.repack,
+            build=way.build,
+        )
+        return self._engine.open(path, settings, start_seconds=_START_SECONDS)
+
+    def sample(self, kind: Kind) -> float:
+        """Seconds that the reference takes now."""
+        tokens, depth = (_PACE_STEPS, NEAR_BY_KIND["decode"]) if kind == "decode" else (_PACE_TOKENS, 0)
+        self._paces[kind].append(min(s.seconds for s in self._sessions[kind].time(kind, tokens, depth, 1)))
+        return self._paces[kind][-1]
+
+    def last(self, kind: Kind) -> float:
+        """Its last sample."""
+        return self._paces[kind][-1]
+
+    def pace(self) -> dict[Kind, float]:
+        """Seconds of a sample by phase, the median of a few in turn."""
+        samples = [{kind: self.sample(kind) for kind in self._layers} for _ in range(_PACE_SAMPLES)]
+        return {kind: median(s[kind] for s in samples) for kind in self._layers}
+
+    @property
+    def spread(self) -> float:
+        """Relative deviation of the samples, of the phase where it is larger."""
+        found = [Measurement.of(seconds) for seconds in self._paces.values() if len(seconds) > 1]
+        return max((m.spread / m.value for m in found if m.spread), default=0.0)
+
+    def at_present(self, rates: PassRates) -> PassRates:
+        """Rates at the pace that the machine has now."""
+        now = self.pace()
+        return rates.slower_by({kind: now[kind] / before for kind, before in rates.pace_seconds.items()})

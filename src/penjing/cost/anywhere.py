@@ -1,0 +1,112 @@
+"""Prefill, decode, fixed batches and served throughput of plans on any hardware, in seconds and tokens per second."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from penjing.cost.cases import Array, Cases
+from penjing.cost.constants import Constants
+from penjing.cost.steps import Pass, Seconds, pass_seconds
+
+_USABLE = 0.90  # of the memory, for weights and cache: the default of vLLM, SGLang and TensorRT-LLM
+_COPIES = 4  # of the activations, so that stages can work at the same time (llama.cpp's pipeline)
+_SEQUENCES = 256.0  # at once, where an engine is not told: the default of vLLM for servers
+
+
+def prefill_seconds(c: Cases, k: Constants, sequences: Array, prompt: Array, depth: Array) -> Array:
+    """Seconds to process prompts of `prompt` tokens, with `depth` tokens in the cache before them."""
+    tokens = np.maximum(sequences * prompt / c.data, 1.0)
+    each = np.minimum(tokens, c.micro_batch)
+    passes = np.maximum(tokens / each, 1.0)
+    one = pass_seconds(
+        c, k, Pass(each, np.minimum(np.maximum(each / np.maximum(prompt, 1), 1), np.maximum(sequences / c.data, 1.0)),
+                   depth + prompt / 2, np.minimum(sequences / c.data, each), np.minimum(prompt, each)),
+    )  # fmt: skip
+    return _stages(c, k, one, passes)
+
+
+def _stages(c: Cases, k: Constants, one: Seconds, passes: Array) -> Array:
+    """Passes that follow one another through devices which hold a part of the layers each: stages overlap."""
+    stages = c.split * c.pipeline
+    overlapped = np.minimum(stages, _COPIES)
+    return one.total * np.maximum((passes + overlapped - 1) / (overlapped * k.overlap ** (overlapped > 1)), 1.0)
+
+
+def decode_seconds(c: Cases, k: Constants, sequences: Array, seen: Array) -> Array:
+    """Seconds of a step that makes one token for each sequence, `seen` positions deep."""
+    mine = np.maximum(sequences / c.data, 1.0)
+    one = pass_seconds(c, k, Pass(mine, mine, seen, mine, np.ones_like(mine)))
+    return one.total
+
+
+def per_second(c: Cases, k: Constants, phase: Array, counted: Array) -> Array:
+    """Tokens per second over all devices; `counted`: whether prompts count in mixed phases."""
+    out = np.full(len(c), np.nan)
+    b = np.where(np.isnan(c.sequences), 1.0, c.sequences)
+    pre = np.where(c.loaded > 0, loaded_first_seconds(c, k) * b, prefill_seconds(c, k, b, c.prompt, c.depth))
+    dec = np.where(c.loaded > 0, loaded_token_seconds(c, k), decode_seconds(c, k, b, c.depth + c.output / 2))
+    out = np.where(phase == 0, b * c.prompt / pre, b / dec)
+    mixed_dec = decode_seconds(c, k, b, c.prompt + c.output / 2)
+    total = pre + np.maximum(c.output - 1, 0) * mixed_dec
+    tokens = b * (c.output + np.where(counted, c.prompt, 0))
+    out = np.where(phase == 2, tokens / total, out)
+    served = in_flight(c, k)
+    return np.where(phase == 3, served * np.where(counted, 1 + c.prompt / np.maximum(c.output, 1), 1), out)
+
+
+def capacity(c: Cases) -> Array:
+    """Sequences whose caches fit beside the weights, over all replicas."""
+    devices = c.tensor * c.pipeline * c.split
+    weights = c.dense_bytes + c.routed_bytes + c.head_bytes + c.lookup_bytes
+    free = np.maximum(_USABLE * c.memory * devices - weights, 0.02 * c.memory * devices)
+    length = c.prompt + c.output
+    replicated = np.maximum(c.tensor / np.maximum(c.kv_heads, 1), 1)
+    each = (c.cache_bytes * length + c.window_cache_bytes * np.minimum(length, c.window)) * replicated + c.state_bytes
+    return np.maximum(free / np.maximum(each, 1.0), 1.0) * c.data
+
+
+def batch_in_flight(c: Cases) -> Array:
+    most = np.where(np.isnan(c.most_sequences), np.where(np.isnan(c.sequences), 2048.0, _SEQUENCES), c.most_sequences) * c.data
+    asked = np.where(np.isnan(c.sequences), 1e9, c.sequences)
+    return np.maximum(np.minimum(np.minimum(capacity(c), most), asked), 1.0)
+
+
+def in_flight(c: Cases, k: Constants) -> Array:
+    """Generated tokens per second where the engine keeps as many sequences going as it can.
+
+    Each round of `b` sequences takes their prompts in and makes their answers; a server spends time on every request
+    and every token besides, and where all requests come at once the run ends with a few long answers.
+    """
+    b = batch_in_flight(c)
+    output = np.maximum(c.output, 1.0)
+    each = round_seconds(c, k, b) / b
+    requests = np.where(np.isnan(c.requests), np.inf, c.requests)
+    last = k.tail * output * decode_seconds(c, k, np.maximum(b / 8, 1.0), c.prompt + output) * (c.served > 0)
+    return output / (each + last / np.maximum(requests, b) + serving_seconds(c, k) * c.served) * k.mixing
+
+
+def round_seconds(c: Cases, k: Constants, b: Array) -> Array:
+    """Seconds to take in the prompts of `b` sequences, and to make their answers."""
+    output = np.maximum(c.output, 1.0)
+    step = decode_seconds(c, k, b, c.prompt + output / 2)
+    return prefill_seconds(c, k, b, c.prompt, np.zeros_like(b)) + output * step
+
+
+def serving_seconds(c: Cases, k: Constants) -> Array:
+    """What a server spends on one request: reading it, and sending each of its tokens."""
+    return k.request + k.stream * np.maximum(c.output, 1.0)
+
+
+def loaded_token_seconds(c: Cases, k: Constants) -> Array:
+    """Seconds between two tokens of a sequence while others are served: a step, and the prompts taken in between."""
+    b = batch_in_flight(c)
+    return round_seconds(c, k, b) / np.maximum(c.output, 1.0) + k.stream * b * c.served
+
+
+def loaded_first_seconds(c: Cases, k: Constants) -> Array:
+    """Seconds to the first token while others are served: the queue, half of the prompts that came together, a step."""
+    b = batch_in_flight(c)
+    asked = np.where(np.isnan(c.sequences), b, c.sequences)
+    queue = np.maximum(asked / b - 1, 0) / 2 * round_seconds(c, k, b)
+    mine = prefill_seconds(c, k, np.maximum(b / 2, 1.0), c.prompt, np.zeros_like(b))
+    return queue + mine + decode_seconds(c, k, b, c.prompt) + k.request * np.maximum(b / 2, 1.0)

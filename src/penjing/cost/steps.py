@@ -1,0 +1,144 @@
+"""Seconds of one pass of a model over a few tokens or many, on hardware known by its datasheet.
+
+Every kernel moves bytes and computes; what takes longer sets the pace, and near balance both are felt:
+
+    seconds = (memory^p + compute^p)^(1/p) + launches + exchanges
+
+memory    bytes over the share of the datasheet's bandwidth that engines reach on a family of devices
+compute   operations over the share of the datasheet's rate; each matrix is computed in tiles, so that n tokens cost
+          as much as n + tile (Shi et al., roofline with tile quantisation)
+launches  a floor for each layer (kernels that start one after the other), and one for each pass (scheduler, sampling)
+exchanges two all-reduces for each layer under tensor parallelism: latency, and 2(t - 1)/t of the activations over the link
+
+Layers split over devices take turns: their times add. What lives in host memory is computed there for few tokens, and
+carried over the host link for many.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from penjing.cost.cases import Array, Cases
+from penjing.cost.constants import Constants
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What goes through the model at once, on one replica: arrays of shape (plans,).
+
+    tokens: over all sequences. sequences: whose caches are read. seen: positions that a token looks at, on average.
+    outputs: tokens whose logits are computed. together: tokens that share one sequence's cache, as in prefill.
+    """
+
+    tokens: Array
+    sequences: Array
+    seen: Array
+    outputs: Array
+    together: Array
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Of a pass, by what it is spent on: arrays of shape (plans,)."""
+
+    memory: Array
+    compute: Array
+    products: Array
+    attention: Array
+    host: Array
+    launches: Array
+    exchanges: Array
+
+    @property
+    def total(self) -> Array:
+        return self.products + self.attention + self.host + self.launches + self.exchanges
+
+
+def touched(c: Cases, tokens: Array) -> Array:
+    """Share of the routed experts that a pass of so many tokens reads, under uniform routing."""
+    return 1 - (1 - np.minimum(c.experts_used / c.experts, 1 - 1e-12)) ** np.maximum(tokens, 1e-9)
+
+
+def pass_seconds(c: Cases, k: Constants, p: Pass) -> Seconds:
+    """Seconds of one pass, and where they go."""
+    memory, compute = _memory(c, k, p), _compute(c, k, p)
+    return Seconds(
+        memory, compute, _blend(k, memory, compute), _attention(c, k, p), _host(c, k, p), _launches(c, k, p),
+        _exchanges(c, k, p),
+    )  # fmt: skip
+
+
+def _blend(k: Constants, one: Array, other: Array) -> Array:
+    p = 1 + k.blend
+    return (one**p + other**p) ** (1 / p)
+
+
+def _bandwidth(c: Cases, k: Constants) -> Array:
+    """Bytes per second that reading weights reaches on one device."""
+    share = k.read_memory[c.memory_class] * k.read_engine[c.engine_class]
+    threads = c.share_of_cores ** k.thread_bandwidth
+    return c.bandwidth * share * threads
+
+
+def _memory(c: Cases, k: Constants, p: Pass) -> Array:
+    tokens = np.maximum(p.tokens, 1.0)
+    routed = c.routed_bytes * (1 - c.host_routed) * touched(c, tokens)
+    dense = c.dense_bytes * (1 - c.host_dense) + c.head_bytes
+    unpacked = k.read_kernel[c.kernel_class]
+    return (dense + routed / k.routed_read) / (_bandwidth(c, k) * unpacked * c.tensor)
+
+
+def _compute(c: Cases, k: Constants, p: Pass) -> Array:
+    tile = k.tile[c.engine_class]
+    use = c.experts_used / c.experts
+    routed = c.routed * (1 - c.host_routed) * (use * p.tokens + touched(c, p.tokens) * np.maximum(tile, k.routed_tile)) / k.routed_compute
+    dense = c.dense * (1 - c.host_dense) * (p.tokens + tile) + c.head * (p.outputs + tile)
+    kernel = k.compute_kernel[c.path_class, c.kernel_class]
+    share = _compute_share(c, k) * k.compute_engine[c.engine_class] * kernel
+    return 2 * (dense + routed) / (c.rate * share * c.share_of_cores * c.tensor)
+
+
+def _compute_share(c: Cases, k: Constants) -> Array:
+    """Of the datasheet's rate, by maker; less where the power limit is low for the rate, and where kernels of
+    llama.cpp meet the widest chips."""
+    return k.compute_maker[c.maker_class] * c.strain**-k.strain * np.where(c.wide_hbm > 0, k.wide, 1.0)
+
+
+def _attention(c: Cases, k: Constants, p: Pass) -> Array:
+    """Reading the cache, and multiplying with it."""
+    near = np.minimum(p.seen, c.window)
+    far = np.minimum(p.seen, c.seen)
+    heads = np.minimum(c.tensor, np.maximum(c.kv_heads, 1.0))
+    n_bytes = p.sequences * (c.cache_bytes * far + c.window_cache_bytes * near + 2 * c.state_bytes) / heads
+    reading = n_bytes / (c.bandwidth * k.read_memory[c.memory_class] * k.attention_read[c.engine_class])
+    alone = p.together <= 1
+    wide = np.where((alone | (c.absorbed > 0)) & (c.latent_attention > 0), c.latent_attention, c.attention)
+    pairs = p.tokens * (wide * far + c.window_attention * near) / c.tensor
+    share = np.where(c.flash > 0, k.attention_compute[c.engine_class], k.attention_plain) * _compute_share(c, k)
+    return _blend(k, reading, 2 * pairs / (c.wide_rate * share * c.share_of_cores))
+
+
+def _host(c: Cases, k: Constants, p: Pass) -> Array:
+    """Weights in host memory: computed by its processor, or carried to the device, whichever is faster."""
+    n_bytes = c.routed_bytes * c.host_routed * touched(c, p.tokens) + c.dense_bytes * c.host_dense
+    weights = c.routed * c.host_routed * c.experts_used / c.experts + c.dense * c.host_dense
+    reading = n_bytes / (c.host_bandwidth * k.host_read)
+    computing = 2 * weights * p.tokens / (c.host_rate * k.host_compute)
+    carried = n_bytes / (np.where(c.disk > 0, 2e9, c.host_link) * k.host_link)
+    there = _blend(k, reading, computing)
+    return np.where(c.disk > 0, carried, np.minimum(there, carried))
+
+
+def _launches(c: Cases, k: Constants, p: Pass) -> Array:
+    layers = c.layers + k.routed_launch * c.moe_layers
+    each = k.launch[c.engine_class] * k.launch_maker[c.maker_class]
+    return layers * each + k.step[c.engine_class] * (c.split + c.pipeline - 1) + k.sequence[c.engine_class] * p.outputs
+
+
+def _exchanges(c: Cases, k: Constants, p: Pass) -> Array:
+    t = c.tensor
+    n_bytes = 2 * p.tokens * c.width
+    each = k.latency[c.link_class] * np.log2(np.maximum(t, 1)) + 2 * (t - 1) / t * n_bytes / (c.link * k.link[c.link_class])
+    return np.where(t > 1, 2 * c.layers * each, 0.0)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 
 from penjing.cost.cases import Array, Cases
 from penjing.cost.constants import Constants
 from penjing.cost.steps import Pass, Seconds, pass_seconds
+from penjing.cost.ways import Phase
 
 _USABLE = 0.90  # of the memory, for weights and cache: the default of vLLM, SGLang and TensorRT-LLM
 _COPIES = 4  # of the activations, so that stages can work at the same time (llama.cpp's pipeline)
@@ -39,19 +42,27 @@ def decode_seconds(c: Cases, k: Constants, sequences: Array, seen: Array) -> Arr
     return one.total
 
 
-def per_second(c: Cases, k: Constants, phase: Array, counted: Array) -> Array:
-    """Tokens per second over all devices; `counted`: whether prompts count in mixed phases."""
-    out = np.full(len(c), np.nan)
+PHASES: tuple[str, ...] = get_args(Phase)
+
+
+def per_second(c: Cases, k: Constants, phase: str) -> Array:
+    """Tokens per second over all devices: of prompts in prefill, of answers otherwise."""
+    if phase == "in_flight":
+        return in_flight(c, k)
     b = np.where(np.isnan(c.sequences), 1.0, c.sequences)
-    pre = np.where(c.loaded > 0, loaded_first_seconds(c, k) * b, prefill_seconds(c, k, b, c.prompt, c.depth))
-    dec = np.where(c.loaded > 0, loaded_token_seconds(c, k), decode_seconds(c, k, b, c.depth + c.output / 2))
-    out = np.where(phase == 0, b * c.prompt / pre, b / dec)
-    mixed_dec = decode_seconds(c, k, b, c.prompt + c.output / 2)
-    total = pre + np.maximum(c.output - 1, 0) * mixed_dec
-    tokens = b * (c.output + np.where(counted, c.prompt, 0))
-    out = np.where(phase == 2, tokens / total, out)
-    served = in_flight(c, k)
-    return np.where(phase == 3, served * np.where(counted, 1 + c.prompt / np.maximum(c.output, 1), 1), out)
+    if phase == "prefill":
+        alone = prefill_seconds(c, k, b, c.prompt, c.depth)
+        return b * c.prompt / np.where(c.loaded > 0, loaded_first_seconds(c, k) * b, alone)
+    if phase == "decode":
+        alone = decode_seconds(c, k, b, c.depth + c.output / 2)
+        return b / np.where(c.loaded > 0, loaded_token_seconds(c, k), alone)
+    return b * c.output / static_seconds(c, k, b)
+
+
+def static_seconds(c: Cases, k: Constants, b: Array) -> Array:
+    """Seconds of a fixed batch: all prompts, then a step for every token after the first."""
+    steps = np.maximum(c.output - 1, 0)
+    return prefill_seconds(c, k, b, c.prompt, c.depth) + steps * decode_seconds(c, k, b, c.prompt + c.output / 2)
 
 
 def capacity(c: Cases) -> Array:
@@ -82,7 +93,7 @@ def in_flight(c: Cases, k: Constants) -> Array:
     each = round_seconds(c, k, b) / b
     requests = np.where(np.isnan(c.requests), np.inf, c.requests)
     last = k.tail * output * decode_seconds(c, k, np.maximum(b / 8, 1.0), c.prompt + output) * (c.served > 0)
-    return output / (each + last / np.maximum(requests, b) + serving_seconds(c, k) * c.served) * k.mixing
+    return output / (each + last / np.maximum(requests, b) + serving_seconds(c, k) * c.served)
 
 
 def round_seconds(c: Cases, k: Constants, b: Array) -> Array:

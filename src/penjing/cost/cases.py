@@ -21,6 +21,8 @@ ENGINES: tuple[str, ...] = get_args(Engine)
 KERNELS: tuple[str, ...] = get_args(Kernel)
 LINKS: tuple[str, ...] = get_args(Link)
 
+_YEAR = 2025.0  # of builds whose year nobody tells
+
 
 @dataclass(frozen=True)
 class Cases:
@@ -79,6 +81,7 @@ class Cases:
     share_of_cores: Array
     disk: Array
     flash: Array
+    age: Array
     sequences: Array
     prompt: Array
     depth: Array
@@ -150,10 +153,12 @@ def arithmetic(device: Device, way: Way) -> str:
     kernel, engine = way.weights.kernel, way.engine
     if engine in ("llama", "cpu", "cpu_tuned"):
         if kernel == "f16":
-            return "fp16_narrow" if engine == "llama" else "fp16"
+            return "fp16_narrow" if engine == "llama" else "fp16_vector"
         if engine == "llama" and kernel == "fp4" and device.vendor == "nvidia" and "fp4" in device.operations_per_s:
             return "fp4"
-        return "fp16" if device.vendor == "apple" and engine == "llama" else "int8"
+        if engine != "llama":
+            return "int8_vector"
+        return "int8" if device.vendor == "nvidia" else "fp16"
     if engine == "compiled" and kernel == "i4":
         return "fp16_narrow"
     if way.weights.activations and kernel == "f8":
@@ -224,6 +229,7 @@ def _row(device: Device, shapes: Shapes, way: Way, job: Job) -> dict[str, float]
         "share_of_cores": cores,
         "disk": way.on_disk,
         "flash": way.flash,
+        "age": (way.year or _YEAR) - _YEAR,
         "sequences": job.sequences if job.sequences is not None else np.nan,
         "prompt": job.prompt_tokens,
         "depth": job.depth_tokens,

@@ -46,7 +46,8 @@ class Device(Struct, frozen=True):
         """
         for name in _INSTEAD[arithmetic]:
             if name in self.operations_per_s:
-                return self.operations_per_s[name]
+                narrow = self.kind == "cpu" and arithmetic.startswith("int8") and not name.startswith("int8")
+                return self.operations_per_s[name] * (2 if narrow else 1)  # vectors hold more of the narrow numbers
         return _BALANCE[self.kind] * self.bytes_per_s
 
 
@@ -55,7 +56,9 @@ _INSTEAD: Mapping[str, tuple[str, ...]] = {
     "fp16": ("bf16", "fp16", "fp32"),
     "fp16_narrow": ("fp16", "bf16", "fp32"),  # sums kept in 16 bits: twice as fast on consumer cards
     "fp8": ("fp8", "bf16", "fp16"),
-    "int8": ("int8", "bf16", "fp16"),
+    "int8": ("int8", "bf16", "fp16", "fp32"),
+    "int8_vector": ("int8_vector", "int8", "bf16", "fp16", "fp32"),  # without matrix units (AMX)
+    "fp16_vector": ("fp16_vector", "bf16", "fp16", "fp32"),
     "fp4": ("fp4", "fp8", "bf16", "fp16"),
 }
 

@@ -65,7 +65,7 @@ def pass_seconds(c: Cases, k: Constants, p: Pass) -> Seconds:
     """Seconds of one pass, and where they go."""
     memory, compute = _memory(c, k, p), _compute(c, k, p)
     return Seconds(
-        memory, compute, _blend(k, memory, compute), _attention(c, k, p), _host(c, k, p), _launches(c, k, p),
+        memory, compute, _blend(k, memory, compute) + _activations(c, k, p), _attention(c, k, p), _host(c, k, p), _launches(c, k, p),
         _exchanges(c, k, p),
     )  # fmt: skip
 
@@ -92,18 +92,38 @@ def _memory(c: Cases, k: Constants, p: Pass) -> Array:
 
 def _compute(c: Cases, k: Constants, p: Pass) -> Array:
     tile = k.tile[c.engine_class]
-    use = c.experts_used / c.experts
-    routed = c.routed * (1 - c.host_routed) * (use * p.tokens + touched(c, p.tokens) * np.maximum(tile, k.routed_tile)) / k.routed_compute
-    dense = c.dense * (1 - c.host_dense) * (p.tokens + tile) + c.head * (p.outputs + tile)
+    read = touched(c, p.tokens)
+    each = c.experts_used / c.experts * p.tokens / read  # tokens for each expert that has any
+    routed = c.routed * (1 - c.host_routed) * read * _padded(each, tile) / k.routed_compute
+    dense = c.dense * (1 - c.host_dense) * _padded(p.tokens, tile) + c.head * _padded(p.outputs, tile)
     kernel = k.compute_kernel[c.path_class, c.kernel_class]
     share = _compute_share(c, k) * k.compute_engine[c.engine_class] * kernel
     return 2 * (dense + routed) / (c.rate * share * c.share_of_cores * c.tensor)
 
 
+_RAMP = 8.0  # tokens, up to which kernels for single vectors are used
+
+
+def _padded(tokens: Array, tile: Array) -> Array:
+    """Tokens that a product costs as much as: with a few, whole tiles are computed, or vectors one by one."""
+    return tokens + tile * tokens / (tokens + _RAMP)
+
+
 def _compute_share(c: Cases, k: Constants) -> Array:
     """Of the datasheet's rate, by maker; less where the power limit is low for the rate, and where kernels of
     llama.cpp meet the widest chips."""
-    return k.compute_maker[c.maker_class] * c.strain**-k.strain * np.where(c.wide_hbm > 0, k.wide, 1.0)
+    return (
+        k.compute_maker[c.maker_class]
+        * c.strain**-k.strain
+        * np.where(c.wide_hbm > 0, k.wide, 1.0)
+        * k.progress[c.engine_class] ** c.age
+    )
+
+
+def _activations(c: Cases, k: Constants, p: Pass) -> Array:
+    """Reading and writing what goes from kernel to kernel: some bytes for each token, layer and element of its width."""
+    n_bytes = k.activation[c.engine_class] * p.tokens * c.layers * c.width / c.tensor
+    return n_bytes / (c.bandwidth * k.read_memory[c.memory_class])
 
 
 def _attention(c: Cases, k: Constants, p: Pass) -> Array:
@@ -133,7 +153,7 @@ def _host(c: Cases, k: Constants, p: Pass) -> Array:
 
 def _launches(c: Cases, k: Constants, p: Pass) -> Array:
     layers = c.layers + k.routed_launch * c.moe_layers
-    each = k.launch[c.engine_class] * k.launch_maker[c.maker_class]
+    each = k.launch[c.engine_class] * k.launch_maker[c.maker_class] / k.fusion**c.age
     return layers * each + k.step[c.engine_class] * (c.split + c.pipeline - 1) + k.sequence[c.engine_class] * p.outputs
 
 

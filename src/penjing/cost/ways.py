@@ -50,6 +50,7 @@ class Way(Struct, frozen=True):
         host_routed, host_dense: shares of routed experts, and of other weights, that live in host memory.
         cache_bits: of a cached element. micro_batch: most tokens of a pass; None for as many as there are.
         most_sequences: that the engine runs at once. threads: of a processor; None for all.
+        on_disk: what is not on the device streams from disk. flash: fused attention. year: of the engine's build.
     """
 
     engine: Engine
@@ -67,6 +68,7 @@ class Way(Struct, frozen=True):
     threads: int | None = None
     on_disk: bool = False
     flash: bool = True
+    year: float | None = None
 
     @property
     def devices(self) -> int:

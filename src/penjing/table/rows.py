@@ -129,7 +129,7 @@ def _row(line: int, cells: dict[str, str]) -> Row:
         _number("output_tokens_or_depth", cells.get("output_tokens_or_depth", "")),
         _number("batch_or_concurrency", cells.get("batch_or_concurrency", "")),
         cells.get("parallelism", ""), cells["metric"], value, cells.get("notes", ""),
-        (re.findall(r"20\d\d-\d\d", cells.get("date_or_version", "")) or [""])[-1],
+        (re.findall(r"20[12]\d(?:-[01]\d)?", cells.get("date_or_version", "")) or [""])[-1],
     )  # fmt: skip
 
 

@@ -89,6 +89,7 @@ def way_of(row: Row, device: Device, shapes: Shapes) -> Way:
         threads=_threads(words),
         on_disk="tier disk" in words,
         flash=_has_flash(row, engine, words),
+        year=_year(row.date),
     )  # fmt: skip
 
 
@@ -152,6 +153,14 @@ def _micro_batch(engine: Engine, words: str) -> int | None:
     """Tokens of a pass: what is written, llama.cpp's default of 512, else as many as there are."""
     found = _degree(words, r"u_?batch[ =](\d+)", r"-ub[ =](\d+)")
     return found or (512 if engine in ("llama", "cpu", "cpu_tuned") else 8192)
+
+
+def _year(date: str) -> float | None:
+    """2024.5 of `2024-07`; the middle of a year where the month is not told."""
+    if not date:
+        return None
+    year, _, month = date.partition("-")
+    return int(year) + ((int(month) - 1) / 12 if month else 0.5)
 
 
 def _has_flash(row: Row, engine: Engine, words: str) -> bool:

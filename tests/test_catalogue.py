@@ -84,7 +84,12 @@ def test_forgiving_names_of_models(name: str) -> None:
         ("4090", "RTX 4090"),
         ("H20", "H20"),
         ("m4max", "M4 Max 128GB"),
-        ("epyc", "EPYC 9355 384GB"),
+        ("epyc 9355", "EPYC 9355 384GB"),
+        ("M3 Ultra", "M3 Ultra 512GB"),
+        ("b200", "B200 SXM 180GB"),
+        ("910b", "Ascend 910B3"),
+        ("h100", "H100 SXM 80GB"),
+        ("NVIDIA GeForce RTX 4090 24GB", "RTX 4090"),
     ],
 )
 def test_forgiving_names_of_machines(name: str, found: str) -> None:
@@ -112,30 +117,9 @@ def test_names_of_nothing(name: str) -> None:
 def test_part_of_several_names() -> None:
     """A part that several entries have is refused with the list of them."""
     with pytest.raises(
-        UnknownName, match="could be 2 machines of the catalogue: `RTX 3060 12GB`, `RTX 4090`"
+        UnknownName, match="could be 4 machines of the catalogue: `EPYC 7773X 1024GB`, `EPYC 9005 768GB`"
     ):
-        catalogue.machine("RTX")
-
-
-@pytest.mark.parametrize("name", MACHINES)
-def test_every_number_of_a_machine_has_a_source(name: str) -> None:
-    """Each rate says where it was read, and none claims to have been measured."""
-    machine = MACHINES[name]
-    figures = [tier.read_bytes_per_s for tier in machine.tiers] + [
-        c.operations_per_s for c in machine.compute
-    ]
-    assert all(figure.note and figure.source in ("datasheet", "assumed") for figure in figures)
-    assert machine.sources and machine.captured
-
-
-@pytest.mark.parametrize("name", MACHINES)
-def test_sizes_of_a_machine_are_plausible(name: str) -> None:
-    """Memory reads between 10 GB/s and 10 TB/s, and a processor computes more than it reads."""
-    machine = MACHINES[name]
-    (tier,) = machine.tiers
-    assert 1e10 < (tier.read_bytes_per_s.value or 0) < 1e13
-    assert tier.capacity_bytes == machine.memory_total_bytes == machine.usable_memory_bytes
-    assert all((c.operations_per_s.value or 0) > (tier.read_bytes_per_s.value or 0) for c in machine.compute)
+        catalogue.machine("EPYC")
 
 
 @pytest.mark.parametrize("name", MACHINES)
@@ -171,6 +155,13 @@ PLACE, RATE_PLACE = r"at `tiers\[0\].capacity_bytes`: ", r"at `tiers\[0\].read_b
         (SIZE, '"8 GB"', PLACE + r"Expected `int \| null`, got `str` \(in bytes\)"),
         (SIZE, "0", PLACE + r"expected more than 0, got 0 \(in bytes\)"),
         (RATE, '"fast"', RATE_PLACE + r"Expected .* \(in bytes per second\)"),
+        (
+            RATE,
+            "8000",
+            RATE_PLACE + "8000 is not plausible, expected 1e.08 to 1e.15; 8 TB/s are 8e12, .*bytes per s",
+        ),
+        (RATE, "8", RATE_PLACE + "8 is not plausible"),
+        (SIZE, "80", PLACE + "80 is not plausible, expected .* 16 GiB are 17_179_869_184 .in bytes"),
         (RATE, "0", RATE_PLACE + r"expected more than 0, got 0.0 \(in bytes per second\)"),
         (RATE, "-1.5", "expected more than 0, got -1.5"),
         (RATE, "nan", "expected more than 0, got nan"),
@@ -178,6 +169,7 @@ PLACE, RATE_PLACE = r"at `tiers\[0\].capacity_bytes`: ", r"at `tiers\[0\].read_b
         ("assumed", "guess", "Invalid enum value 'guess'"),
         ("read_bytes", "read_byte", r"missing required field `read_bytes_per_s` \(in bytes per second\)"),
         ("capacity", "speed = 3\ncapacity", r"at `tiers\[0\].speed`: there is no such field; known are name"),
+        ("value = 2e10, ", "values = 2e10, ", "read_bytes_per_s.values`: there is no such field"),
         ("value", "values = 1, value", "read_bytes_per_s.values`: there is no such field"),
         (GOOD, "", "missing required field `capacity_bytes`"),
     ],

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import re
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
+from penjing.catalogue.plausible import fault
 from penjing.catalogue.shape import Shape
 from penjing.errors import BadFile
-from penjing.figures import Figure
 from penjing.machine import Machine
 
 T = TypeVar("T")
@@ -36,6 +34,9 @@ _UNITS = {
     "_tokens": "tokens",
     "_seconds": "seconds",
     "_width": "elements",
+    "_watts": "watts",
+    "_usd": "US dollars",
+    "_mm2": "square millimetres",
 }
 
 
@@ -49,12 +50,11 @@ def read_machine(path: Path) -> Machine:
         BadFile: the file cannot be read, is no TOML or JSON, or a field is wrong: which, and how.
     """
     data = _load(path)
-    machine = _convert(path, _UNKNOWN | data, Machine)
+    machine = _convert(path, _with_unknown(data), Machine)
     if path.suffix.lower() == ".toml":
         _refuse_unknown(path, data, msgspec.to_builtins(machine))
-    for where, value in _amounts(machine):
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise _wrong(path, where, f"expected more than 0, got {value}")
+    if wrong := fault(machine):
+        raise _wrong(path, *wrong)
     if not machine.tiers:
         raise _wrong(path, "tiers", "expected at least one place that weights can be read from")
     return machine
@@ -93,6 +93,29 @@ def _load(path: Path) -> dict[str, Any]:
     return data
 
 
+def _with_unknown(data: dict[str, Any]) -> dict[str, Any]:
+    """What was read, with None for what a file may leave out: TOML has no null.
+
+    A rate that is a table with a source, and without a value, is one that nobody knows.
+    """
+    filled = {key: _figures_filled(value) for key, value in (_UNKNOWN | data).items()}
+    if isinstance(filled["cores"], dict):
+        filled["cores"] = _UNKNOWN["cores"] | filled["cores"]
+    return filled
+
+
+def _figures_filled(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_figures_filled(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    filled = {key: _figures_filled(one) for key, one in value.items()}
+    if "source" in value:
+        return {"value": None} | filled
+    beside = {"read_bytes_per_s": "capacity_bytes", "vendor": "memory_bytes"}  # of tiers, of accelerators
+    return {unknown: None for known, unknown in beside.items() if known in value} | filled
+
+
 def _convert(path: Path, data: dict[str, Any], kind: type[T]) -> T:
     try:
         return msgspec.convert(data, kind)
@@ -123,20 +146,3 @@ def _refuse_unknown(path: Path, given: Any, known: Any, where: str = "") -> None
             if name not in known:
                 raise _wrong(path, place, f"there is no such field; known are {', '.join(known)}")
             _refuse_unknown(path, value, known[name], place)
-
-
-def _amounts(machine: Machine) -> Iterator[tuple[str, float | None]]:
-    """Every number that has to be positive where it is known, and the field it stands in."""
-    yield "count", machine.count
-    yield "memory_total_bytes", machine.memory_total_bytes
-    yield "memory_limit_bytes", machine.memory_limit_bytes
-    for i, tier in enumerate(machine.tiers):
-        yield f"tiers[{i}].capacity_bytes", tier.capacity_bytes
-        yield f"tiers[{i}].read_bytes_per_s.value", tier.read_bytes_per_s.value
-        yield f"tiers[{i}].random_read_bytes_per_s.value", _value(tier.random_read_bytes_per_s)
-    for i, compute in enumerate(machine.compute):
-        yield f"compute[{i}].operations_per_s.value", compute.operations_per_s.value
-
-
-def _value(figure: Figure | None) -> float | None:
-    return figure.value if figure else None

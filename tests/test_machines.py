@@ -1,13 +1,16 @@
 """Machines that ship: every figure with its source, against a table of other hands."""
 
 import csv
+import json
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from penjing import catalogue
 from penjing.catalogue import names
+from penjing.cli import main
 from penjing.errors import BadFile, UnknownName
 from penjing.figures import Figure
 from penjing.machine import Machine
@@ -191,3 +194,45 @@ def test_absurd_figures_are_refused(field: str, value: str, expected: str, tmp_p
     """A slip of unit is named with its field, what is expected, and the unit."""
     with pytest.raises(BadFile, match=expected):
         catalogue.machine(write(tmp_path / "mine.toml", **{field: value}))
+
+
+def listed(capsys: pytest.CaptureFixture[str], *words: str) -> list[dict[str, Any]]:
+    assert main(["machines", *words, "--json"]) == 0
+    found: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_the_list_tells_the_class(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every machine of the list has its figures under a rule, with the words that go with them."""
+    found = listed(capsys)
+    assert {"not legal advice"} == {machine["export_control"]["note"] for machine in found}
+    assert [machine["name"] for machine in found] == list(MACHINES)
+    main(["machines"])
+    assert "not legal advice" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("asked", "classes"), [("3a090.A", {"3A090.a.1", "3A090.a.2"}), ("3A090.b", {"3A090.b"})]
+)
+def test_a_class_narrows_the_list(asked: str, classes: set[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """`--class` keeps the machines of that class, and of those under it."""
+    found = listed(capsys, "--class", asked)
+    assert classes == {machine["export_control"]["name"] for machine in found}
+    assert len(found) < len(MACHINES)
+
+
+def test_another_rule_gives_other_classes(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--rules` takes a rule by its name, and names its classes where none fits."""
+    found = listed(capsys, "--rules", "case-by-case-2026", "--class", "outside")
+    assert "B200 SXM 180GB" in {machine["name"] for machine in found}
+    assert main(["machines", "--class", "secret"]) == 2
+    assert "`3A090.a.1`, `3A090.a.2`, `3A090.b`, `below both`" in capsys.readouterr().err
+
+
+def test_the_list_of_models_tells_what_a_token_costs(capsys: pytest.CaptureFixture[str]) -> None:
+    """Weights, active weights, and the cache that grows: 61 latents of 576 elements for DeepSeek-V3."""
+    assert main(["models", "--json"]) == 0
+    found = {model["name"]: model for model in json.loads(capsys.readouterr().out)}
+    assert found["DeepSeek-V3"]["cache_elements_per_token"] == 61 * 576
+    assert found["gpt-oss-20b"]["attention"] == {"window": 12, "full": 12}
+    assert found["MiniMax-M1"]["state_bytes"] == 70 * 4 * 64 * 128 * 128

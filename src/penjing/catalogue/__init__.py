@@ -14,7 +14,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from penjing.catalogue import names
-from penjing.catalogue.files import read_machine, read_shape
+from penjing.catalogue.controls import Rules
+from penjing.catalogue.files import read_machine, read_rules, read_shape
 from penjing.catalogue.grow import Types, grow
 from penjing.catalogue.names import nearest
 from penjing.catalogue.shape import Shape
@@ -24,6 +25,7 @@ from penjing.model import Model
 
 __all__ = [
     "Device", "device", "machine", "machine_names", "machines", "model", "model_names", "models", "nearest",
+    "rules", "shape",
 ]  # fmt: skip
 
 
@@ -102,6 +104,24 @@ def shape(name: str) -> Shape:
     if found.experts is None:
         raise UnknownName(f"`{entry}` has no experts, so `{name}` cannot use {alias.experts_used}")
     return replace(found, name=name, experts=replace(found.experts, used=alias.experts_used))
+
+
+def rules(name: str = "3A090-2023") -> Rules:
+    """The export rule that ships under `name`, or stands in the `.toml` file of that path.
+
+    Raises:
+        UnknownName: there is no such rule; names those that ship.
+        BadFile: the file is none of a rule.
+    """
+    if _is_file(name, ".toml"):
+        return read_rules(Path(name))
+    shipped = {path.stem.lower(): path for path in names.folder("rules").glob("*.toml")}
+    if name.lower() not in shipped:
+        listed = " or ".join(f"`{known}`" for known in sorted(shipped))
+        raise UnknownName(
+            f"there is no rule `{name[:60]}`", hint=f"it is {listed}, or a file that ends in .toml"
+        )
+    return read_rules(shipped[name.lower()])
 
 
 def machine_names() -> tuple[str, ...]:

@@ -133,6 +133,7 @@ class Compressed(Struct, frozen=True, forbid_unknown_fields=True):
     rates: tuple[Count, ...]
 
     def indexed(self, layer: int) -> bool:
+        """The layer has so many entries that an indexer picks among them."""
         return self.rates[layer] > 0 and self.rates[layer] == min(rate for rate in self.rates if rate)
 
     def weights(self, width: int, layer: int) -> Iterator[Weight]:

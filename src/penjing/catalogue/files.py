@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from penjing.catalogue.controls import Rules
 from penjing.catalogue.plausible import fault
 from penjing.catalogue.shape import Shape
 from penjing.errors import BadFile
@@ -67,6 +68,15 @@ def read_shape(path: Path) -> Shape:
         BadFile: the file cannot be read, is no TOML, or a field is wrong: which, and what is expected.
     """
     return _convert(path, _load(path), Shape)
+
+
+def read_rules(path: Path) -> Rules:
+    """An export rule in a `.toml` file, with the field names of `Rules`.
+
+    Raises:
+        BadFile: the file cannot be read, is no TOML, or a field is wrong: which, and what is expected.
+    """
+    return _convert(path, _load(path), Rules)
 
 
 def read_bounded(path: Path, limit_bytes: int) -> bytes:

@@ -8,7 +8,7 @@ from typing import Self
 
 from msgspec import Struct
 
-from penjing.catalogue.attention import Compressed, Grouped, Indexer, Latent, Weight
+from penjing.catalogue.attention import Compressed, Grouped, Weight
 from penjing.catalogue.feed_forward import dense
 from penjing.catalogue.shape import Shape, Streams
 from penjing.errors import UnknownName
@@ -99,49 +99,44 @@ def _layer(shape: Shape, i: int, kind: AttentionKind) -> Layer:
         return Layer("recurrent", state_bytes=shape.mixer.state_bytes)
     index = _index(shape, i)
     if shape.compressed:
-        return _compressed_layer(shape.compressed, i, index)
+        return _compressed_layer(shape.compressed, i, *index)
     if shape.latent:
-        return _latent_layer(shape.latent, index)
-    return _grouped_layer(shape, i, kind, index)
+        width = shape.latent.kv_rank + shape.latent.rope_width
+        return Layer("latent", shape.latent.heads, width, index_width=index[0], top_tokens=index[1])
+    return _grouped_layer(shape, i, kind, *index)
 
 
-def _index(shape: Shape, i: int) -> Indexer | None:
-    """The indexer that chooses for a layer, its own or that of a layer before it."""
-    return shape.indexer if shape.indexer and i >= shape.indexer.skipped else None
+def _index(shape: Shape, i: int) -> tuple[int, int | None]:
+    """What the indexer that chooses for a layer keeps (nothing if it is that of a layer before), and chooses."""
+    indexer = shape.indexer
+    unindexed = shape.compressed is not None and not shape.compressed.indexed(i)
+    if indexer is None or i < indexer.skipped or unindexed:
+        return 0, None
+    return indexer.width if indexer.owned(i, shape.layers) else 0, indexer.top_tokens
 
 
-def _compressed_layer(attention: Compressed, i: int, index: Indexer | None) -> Layer:
+def _compressed_layer(attention: Compressed, i: int, index_width: int, top_tokens: int | None) -> Layer:
     rate = attention.rates[i]
-    indexed = index if rate and attention.indexed(i) else None
     return Layer(
         "compressed" if rate else "window",
         heads=attention.heads,
         key_width=attention.head_width,
         window_tokens=attention.window_tokens,
         compression=rate or 1,
-        index_width=indexed.width if indexed else 0,
-        top_tokens=indexed.top_tokens if indexed else None,
+        index_width=index_width,
+        top_tokens=top_tokens,
     )
 
 
-def _latent_layer(latent: Latent, index: Indexer | None) -> Layer:
-    width = latent.kv_rank + latent.rope_width
-    if index is None:
-        return Layer("latent", latent.heads, width)
-    return Layer("latent", latent.heads, width, index_width=index.width, top_tokens=index.top_tokens)
-
-
-def _grouped_layer(shape: Shape, i: int, kind: AttentionKind, index: Indexer | None) -> Layer:
+def _grouped_layer(
+    shape: Shape, i: int, kind: AttentionKind, index_width: int, top_tokens: int | None
+) -> Layer:
     attention = _attention(shape, kind)
     key, value = attention.key_width, 0 if attention.shared_kv else attention.key_width
     window = attention.window_tokens if kind == "window" else None
     if not shape.own_kv(i):
         return Layer(kind, attention.heads, window_tokens=window, borrowed_width=key + value)
-    if index is None:
-        return Layer(kind, attention.heads, key, value, window)
-    return Layer(
-        kind, attention.heads, key, value, window, index_width=index.width, top_tokens=index.top_tokens
-    )
+    return Layer(kind, attention.heads, key, value, window, index_width=index_width, top_tokens=top_tokens)
 
 
 def _attention(shape: Shape, kind: AttentionKind) -> Grouped:

@@ -49,7 +49,7 @@ def entries(kind: Kind) -> dict[str, Path]:
 
 @functools.cache
 def aliases(kind: Kind) -> dict[str, Alias]:
-    path = _data() / "aliases" / f"{kind}s.toml"
+    path = folder("aliases") / f"{kind}s.toml"
     return msgspec.convert(tomllib.loads(path.read_text("utf-8")), dict[str, Alias])
 
 
@@ -81,6 +81,11 @@ def nearest(name: str, names: Iterable[str]) -> list[str]:
     """Up to three of `names` that look like `name`, the nearest first."""
     by_plain = {plain(known): known for known in names}
     return [by_plain[found] for found in difflib.get_close_matches(plain(name), by_plain, n=3, cutoff=0.5)]
+
+
+def folder(kind: str) -> Path:
+    """Where files of one kind of the package's data are."""
+    return Path(str(resources.files("penjing"))) / "data" / kind
 
 
 def plain(name: str) -> str:
@@ -153,7 +158,7 @@ def _repositories(kind: Kind) -> dict[str, str]:
 @functools.cache
 def _heads(kind: Kind) -> tuple[tuple[str, str, Path], ...]:
     """Name, repository (or nothing) and file of every entry, by name."""
-    return tuple(sorted(_read_heads(sorted((_data() / f"{kind}s").glob("*.toml")))))
+    return tuple(sorted(_read_heads(sorted(folder(f"{kind}s").glob("*.toml")))))
 
 
 def _read_heads(paths: Iterable[Path]) -> Iterator[tuple[str, str, Path]]:
@@ -163,7 +168,3 @@ def _read_heads(paths: Iterable[Path]) -> Iterator[tuple[str, str, Path]]:
         first = head.partition("\n[")[0]  # the tables below have names too
         given = dict(re.findall(r'^(name|repository) = "(.*)"$', first, re.MULTILINE))
         yield given["name"], given.get("repository", ""), path
-
-
-def _data() -> Path:
-    return Path(str(resources.files("penjing"))) / "data"

@@ -143,6 +143,10 @@ def test_machine_of_a_user(tmp_path: Path) -> None:
     machine = catalogue.machine(write_machine(tmp_path / "mine.toml", GOOD))
     assert (machine.name, machine.memory_total_bytes, machine.cores.physical) == ("mine", None, None)
     assert machine.tiers[0].read_bytes_per_s.value == 2e10
+    assert (
+        catalogue.machine(write_machine(tmp_path / "mine.toml", GOOD.replace("8_000_000_000", "8e9")))
+        == machine
+    )
 
 
 SIZE, RATE = "8_000_000_000", "2e10"
@@ -169,6 +173,11 @@ PLACE, RATE_PLACE = r"at `tiers\[0\].capacity_bytes`: ", r"at `tiers\[0\].read_b
         ("assumed", "guess", "Invalid enum value 'guess'"),
         ("read_bytes", "read_byte", r"missing required field `read_bytes_per_s` \(in bytes per second\)"),
         ("capacity", "speed = 3\ncapacity", r"at `tiers\[0\].speed`: there is no such field; known are name"),
+        (
+            '{ value = 2e10, source = "assumed" }',
+            "2e10",
+            r"Expected `object`.* write `{ value = 1e12, source = ",
+        ),
         ("value = 2e10, ", "values = 2e10, ", "read_bytes_per_s.values`: there is no such field"),
         ("value", "values = 1, value", "read_bytes_per_s.values`: there is no such field"),
         (GOOD, "", "missing required field `capacity_bytes`"),
@@ -237,6 +246,8 @@ def test_shape_of_a_user(tmp_path: Path) -> None:
         ({"layers": 10**6}, "at `layers`: Expected `int` <= 512"),
         ({"width": "64"}, "at `width`: Expected `int`, got `str`"),
         ({"colour": "red"}, "contains unknown field `colour`"),
+        ({"widht": 3}, "contains unknown field `widht`, did you mean `width`"),
+        ({"grouped": {"heads": 4, "kv_head": 4}}, "unknown field `kv_head`, did you mean `kv_heads`"),
         ({"grouped": None}, "needs one of the tables `grouped` and `latent`"),
         ({"grouped": {"heads": 4}}, "at `grouped`: missing required field `kv_heads`"),
         ({"hidden": None}, "needs `hidden` or the table `experts`"),

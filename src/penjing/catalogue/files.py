@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import tomllib
 from pathlib import Path
@@ -9,13 +10,15 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from penjing.catalogue.controls import Rules
+from penjing.catalogue.attention import Compressed, Grouped, Indexer, Latent
+from penjing.catalogue.controls import Rules, Terms
+from penjing.catalogue.feed_forward import Experts
 from penjing.catalogue.plausible import fault
 from penjing.catalogue.shape import Shape
 from penjing.errors import BadFile
 from penjing.machine import Machine
 
-T = TypeVar("T")
+T = TypeVar("T", bound=msgspec.Struct)
 
 _LIMIT_BYTES = 4 * 2**20  # a description, not a data set
 
@@ -108,7 +111,7 @@ def _with_unknown(data: dict[str, Any]) -> dict[str, Any]:
 
     A rate that is a table with a source, and without a value, is one that nobody knows.
     """
-    filled = {key: _figures_filled(value) for key, value in (_UNKNOWN | data).items()}
+    filled = {key: _whole(key, _figures_filled(value)) for key, value in (_UNKNOWN | data).items()}
     if isinstance(filled["cores"], dict):
         filled["cores"] = _UNKNOWN["cores"] | filled["cores"]
     return filled
@@ -119,11 +122,16 @@ def _figures_filled(value: Any) -> Any:
         return [_figures_filled(one) for one in value]
     if not isinstance(value, dict):
         return value
-    filled = {key: _figures_filled(one) for key, one in value.items()}
+    filled = {key: _whole(key, _figures_filled(one)) for key, one in value.items()}
     if "source" in value:
         return {"value": None} | filled
     beside = {"read_bytes_per_s": "capacity_bytes", "vendor": "memory_bytes"}  # of tiers, of accelerators
     return {unknown: None for known, unknown in beside.items() if known in value} | filled
+
+
+def _whole(key: str, value: Any) -> Any:
+    """Bytes may be written as 24e9, which TOML takes for a number with a fraction."""
+    return int(value) if key.endswith("_bytes") and isinstance(value, float) and value.is_integer() else value
 
 
 def _convert(path: Path, data: dict[str, Any], kind: type[T]) -> T:
@@ -131,10 +139,19 @@ def _convert(path: Path, data: dict[str, Any], kind: type[T]) -> T:
         return msgspec.convert(data, kind)
     except msgspec.ValidationError as error:
         problem, _, place = str(error).partition(" - at `$")
-        problem = problem.removeprefix("Object ")
+        problem = problem.removeprefix("Object ") + _near_field(problem, kind)
         field = re.search(r"field `(\w+)`", problem)
         where = place.strip("`.")
         raise _wrong(path, where, problem, field[1] if field else where) from error
+
+
+def _near_field(problem: str, kind: type[msgspec.Struct]) -> str:
+    """The field of `kind`, or of its tables, that was probably meant by one that there is not."""
+    unknown = re.search(r"unknown field `(\w+)`", problem)
+    parts = (Grouped, Latent, Compressed, Indexer, Experts) if kind is Shape else (Terms,)
+    fields = {name for part in (kind, *parts) for name in part.__struct_fields__}
+    near = difflib.get_close_matches(unknown[1], fields, n=1, cutoff=0.6) if unknown else []
+    return f", did you mean `{near[0]}`?" if near else ""
 
 
 def _wrong(path: Path, where: str, problem: str, field: str = "") -> BadFile:
@@ -142,6 +159,8 @@ def _wrong(path: Path, where: str, problem: str, field: str = "") -> BadFile:
     name = (field or where).removesuffix(".value")
     unit = next((f" (in {unit})" for ending, unit in _UNITS.items() if name.endswith(ending)), "")
     place = f" at `{where}`" if where else ""
+    if unit and problem.startswith("Expected `object"):  # a number alone, without its source
+        problem += ', write `{ value = 1e12, source = "datasheet" }`'
     return BadFile(f"`{path}`{place}: {problem}{unit}", hint=f"correct it in `{path}`")
 
 

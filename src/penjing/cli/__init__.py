@@ -25,6 +25,7 @@ _COMMANDS = {
     "build": ("write the best file of a model within a limit, and measure it", options.build),
     "eval": ("measure what a file lost against its source", options.eval),
     "engine": ("compile the engine for this processor, or list what is there", options.engine),
+    "validate": ("judge predictions for any hardware by a table of measurements", options.validate),
     "machines": ("list the machines that ship as descriptions", options.machines),
     "models": ("list the models that ship as shapes", options.models),
 }

@@ -235,6 +235,16 @@ my-machine.toml, in bytes, bytes per second and operations per second (a multipl
     )  # fmt: skip
 
 
+def validate(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = """examples:
+  penjing validate                         the few rows that ship, with their sources
+  penjing validate measured.csv --json     a table of yours, .csv or .csv.gz, with the same columns
+"""
+    parser.add_argument(
+        "table", nargs="?", metavar="TABLE.csv", help="measurements; left out: those that ship"
+    )
+
+
 def models(parser: argparse.ArgumentParser) -> None:
     """Nothing to choose; the examples say what the list is for."""
     parser.epilog = """examples:

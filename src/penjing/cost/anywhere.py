@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import get_args
 
 import numpy as np
@@ -18,28 +19,56 @@ _SEQUENCES = 256.0  # at once, where an engine is not told: the default of vLLM 
 
 def prefill_seconds(c: Cases, k: Constants, sequences: Array, prompt: Array, depth: Array) -> Array:
     """Seconds to process prompts of `prompt` tokens, with `depth` tokens in the cache before them."""
+    one, passes = prefill_pass(c, k, sequences, prompt, depth)
+    return _stages(c, k, one, passes)
+
+
+def prefill_pass(
+    c: Cases, k: Constants, sequences: Array, prompt: Array, depth: Array
+) -> tuple[Seconds, Array]:
+    """One of the passes that prompts are cut into, in the middle of them, and how many there are."""
+    mine = np.maximum(sequences / c.data, 1.0)
     tokens = np.maximum(sequences * prompt / c.data, 1.0)
     each = np.minimum(tokens, c.micro_batch)
-    passes = np.maximum(tokens / each, 1.0)
-    one = pass_seconds(
-        c, k, Pass(each, np.minimum(np.maximum(each / np.maximum(prompt, 1), 1), np.maximum(sequences / c.data, 1.0)),
-                   depth + prompt / 2, np.minimum(sequences / c.data, each), np.minimum(prompt, each)),
-    )  # fmt: skip
-    return _stages(c, k, one, passes)
+    together = np.minimum(prompt, each)
+    inside = np.clip(each / np.maximum(prompt, 1.0), 1.0, mine)
+    one = pass_seconds(c, k, Pass(each, inside, depth + prompt / 2, np.minimum(mine, each), together))
+    return one, np.maximum(tokens / each, 1.0)
 
 
 def _stages(c: Cases, k: Constants, one: Seconds, passes: Array) -> Array:
     """Passes that follow one another through devices which hold a part of the layers each: stages overlap."""
     stages = c.split * c.pipeline
     overlapped = np.minimum(stages, _COPIES)
-    return one.total * np.maximum((passes + overlapped - 1) / (overlapped * k.overlap ** (overlapped > 1)), 1.0)
+    return one.total * np.maximum(
+        (passes + overlapped - 1) / (overlapped * k.overlap ** (overlapped > 1)), 1.0
+    )
 
 
 def decode_seconds(c: Cases, k: Constants, sequences: Array, seen: Array) -> Array:
     """Seconds of a step that makes one token for each sequence, `seen` positions deep."""
+    return decode_step(c, k, sequences, seen).total
+
+
+def decode_step(c: Cases, k: Constants, sequences: Array, seen: Array) -> Seconds:
+    """Such a step by what it is spent on."""
     mine = np.maximum(sequences / c.data, 1.0)
-    one = pass_seconds(c, k, Pass(mine, mine, seen, mine, np.ones_like(mine)))
-    return one.total
+    return pass_seconds(c, k, Pass(mine, mine, seen, mine, np.ones_like(mine)))
+
+
+def main_pass(c: Cases, k: Constants, phase: str) -> Seconds:
+    """The pass that takes most of a phase: of prompts in prefill, and where they take longer than the answers."""
+    b = np.where(np.isnan(c.sequences), 1.0, c.sequences) if phase != "in_flight" else batch_in_flight(c)
+    prompts, passes = prefill_pass(c, k, b, np.maximum(c.prompt, 1.0), c.depth)
+    if phase == "prefill":
+        return prompts
+    step = decode_step(c, k, b, np.maximum(c.depth, c.prompt) + c.output / 2)
+    if phase == "decode":
+        return step
+    longer = prompts.total * passes > step.total * c.output
+    return Seconds(
+        **{f.name: np.where(longer, getattr(prompts, f.name), getattr(step, f.name)) for f in fields(Seconds)}
+    )
 
 
 PHASES: tuple[str, ...] = get_args(Phase)
@@ -62,7 +91,9 @@ def per_second(c: Cases, k: Constants, phase: str) -> Array:
 def static_seconds(c: Cases, k: Constants, b: Array) -> Array:
     """Seconds of a fixed batch: all prompts, then a step for every token after the first."""
     steps = np.maximum(c.output - 1, 0)
-    return prefill_seconds(c, k, b, c.prompt, c.depth) + steps * decode_seconds(c, k, b, c.prompt + c.output / 2)
+    return prefill_seconds(c, k, b, c.prompt, c.depth) + steps * decode_seconds(
+        c, k, b, c.prompt + c.output / 2
+    )
 
 
 def capacity(c: Cases) -> Array:
@@ -72,12 +103,19 @@ def capacity(c: Cases) -> Array:
     free = np.maximum(_USABLE * c.memory * devices - weights, 0.02 * c.memory * devices)
     length = c.prompt + c.output
     replicated = np.maximum(c.tensor / np.maximum(c.kv_heads, 1), 1)
-    each = (c.cache_bytes * length + c.window_cache_bytes * np.minimum(length, c.window)) * replicated + c.state_bytes
+    each = (
+        c.cache_bytes * length + c.window_cache_bytes * np.minimum(length, c.window)
+    ) * replicated + c.state_bytes
     return np.maximum(free / np.maximum(each, 1.0), 1.0) * c.data
 
 
 def batch_in_flight(c: Cases) -> Array:
-    most = np.where(np.isnan(c.most_sequences), np.where(np.isnan(c.sequences), 2048.0, _SEQUENCES), c.most_sequences) * c.data
+    most = (
+        np.where(
+            np.isnan(c.most_sequences), np.where(np.isnan(c.sequences), 2048.0, _SEQUENCES), c.most_sequences
+        )
+        * c.data
+    )
     asked = np.where(np.isnan(c.sequences), 1e9, c.sequences)
     return np.maximum(np.minimum(np.minimum(capacity(c), most), asked), 1.0)
 

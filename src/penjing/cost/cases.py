@@ -62,6 +62,9 @@ class Cases:
     lookup_bytes: Array
     cache_bytes: Array
     window_cache_bytes: Array
+    read_bytes: Array
+    window_read_bytes: Array
+    index_read_bytes: Array
     window: Array
     seen: Array
     state_bytes: Array
@@ -87,7 +90,6 @@ class Cases:
     depth: Array
     output: Array
     requests: Array
-    shared_prompt: Array
     loaded: Array
     served: Array
     absorbed: Array
@@ -140,7 +142,7 @@ def path(device: Device, way: Way) -> str:
 
 
 def strain(device: Device) -> float:
-    """Operations for each joule of the power limit, relative to 1.5e12 (8 bits): chips with more run below their clock."""
+    """Operations for each joule of the power limit, relative to 1.5e12: chips with more run below their clock."""
     if device.watts is None or device.kind not in ("datacenter", "consumer", "npu"):
         return 1.0
     best = max(device.operations_per_s.get(name, 0.0) for name in ("int8", "fp8"))
@@ -154,7 +156,12 @@ def arithmetic(device: Device, way: Way) -> str:
     if engine in ("llama", "cpu", "cpu_tuned"):
         if kernel == "f16":
             return "fp16_narrow" if engine == "llama" else "fp16_vector"
-        if engine == "llama" and kernel == "fp4" and device.vendor == "nvidia" and "fp4" in device.operations_per_s:
+        if (
+            engine == "llama"
+            and kernel == "fp4"
+            and device.vendor == "nvidia"
+            and "fp4" in device.operations_per_s
+        ):
             return "fp4"
         if engine != "llama":
             return "int8_vector"
@@ -192,7 +199,7 @@ def _row(device: Device, shapes: Shapes, way: Way, job: Job) -> dict[str, float]
         "strain": strain(device),
         "wide_hbm": device.memory == "hbm" and way.engine == "llama",
         "memory": device.memory_bytes or 64e9,
-        "link": device.link_bytes_per_s or 25e9,
+        "link": device.link_bytes_per_s or (100e9 if device.link == "fabric" else 25e9),
         "host_link": device.host_link_bytes_per_s,
         "host_bandwidth": device.host_bytes_per_s or 80e9,
         "host_rate": device.host_operations_per_s or 5e12,
@@ -210,6 +217,9 @@ def _row(device: Device, shapes: Shapes, way: Way, job: Job) -> dict[str, float]
         "lookup_bytes": lookup,
         "cache_bytes": shapes.cache * element,
         "window_cache_bytes": shapes.window_cache * element,
+        "read_bytes": shapes.read * element,
+        "window_read_bytes": shapes.window_read * element,
+        "index_read_bytes": shapes.index_read * element,
         "window": shapes.window_tokens,
         "seen": shapes.seen_tokens,
         "state_bytes": shapes.state_bytes,
@@ -235,7 +245,6 @@ def _row(device: Device, shapes: Shapes, way: Way, job: Job) -> dict[str, float]
         "depth": job.depth_tokens,
         "output": job.output_tokens,
         "requests": job.requests if job.requests is not None else np.nan,
-        "shared_prompt": job.shared_prompt,
         "loaded": job.loaded,
         "served": job.served,
         "absorbed": way.engine in ("llama", "cpu", "cpu_tuned"),

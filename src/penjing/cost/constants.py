@@ -1,8 +1,17 @@
-"""The few numbers that are fitted: shares of datasheet figures by class, floors, and how sure they are."""
+"""The few numbers that are fitted: shares of datasheet figures by class, floors, and how sure they are.
+
+They live in `data/anywhere.toml`, which `bench/fit_machines.py` writes. None belongs to a device: each is shared by a
+class of devices, engines, formats or links.
+"""
 
 from __future__ import annotations
 
+import functools
+import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from importlib import resources
+from typing import Any
 
 import numpy as np
 
@@ -10,10 +19,47 @@ from penjing.cost.cases import ENGINES, KERNELS, LINKS, MAKERS, MEMORIES, PATHS
 
 Array = np.ndarray
 
+CLASSES: Mapping[str, tuple[str, ...]] = {
+    "read_memory": MEMORIES,
+    "read_engine": ENGINES,
+    "read_kernel": KERNELS,
+    "compute_maker": MAKERS,
+    "compute_engine": ENGINES,
+    "compute_kernel": tuple(f"{path} {kernel}" for path in PATHS for kernel in KERNELS),
+    "tile": ENGINES,
+    "activation": ENGINES,
+    "attention_read": ENGINES,
+    "attention_compute": ENGINES,
+    "launch": ENGINES,
+    "launch_maker": MAKERS,
+    "step": ENGINES,
+    "sequence": ENGINES,
+    "progress": ENGINES,
+    "latency": LINKS,
+    "link": LINKS,
+}  # the classes of each array of constants; the others are single numbers
 
 
 @dataclass(frozen=True)
 class Constants:
+    """Shares, floors and rates; all above 0.
+
+    Units:
+        read_memory, read_engine, read_kernel: factors of the share of the datasheet's bandwidth that weights reach.
+        compute_maker, compute_engine, compute_kernel: factors of the share of its rate that products reach.
+        strain: how much of the rate is lost with operations per joule (an exponent). wide: factor for HBM in llama.cpp.
+        progress: of engines in compute, factor per year. fusion: of launches, divisor per year.
+        tile: tokens that products are padded by. blend: 1 less than the exponent that joins memory and compute.
+        activation: bytes between kernels for each token, layer and element of the width.
+        attention_read, attention_compute, attention_plain: factors of the shares in attention; the last without fusion.
+        launch: seconds for each layer; launch_maker: factor of it; routed_launch: how many more a layer of experts has.
+        step: seconds for each pass. sequence: seconds for each token that is drawn.
+        routed_read, routed_compute: factors of the shares in routed experts.
+        latency: seconds of an exchange between two. link: share of the link's rate. overlap: of stages that overlap.
+        host_read, host_compute, host_link: shares on the host. thread_bandwidth: exponent of the share of cores.
+        request, stream: seconds that a server spends on a request and on a token. tail: of the longest answer.
+    """
+
     read_memory: Array
     read_engine: Array
     read_kernel: Array
@@ -21,55 +67,67 @@ class Constants:
     compute_engine: Array
     compute_kernel: Array
     tile: Array
+    activation: Array
     attention_read: Array
     attention_compute: Array
     launch: Array
     launch_maker: Array
     step: Array
     sequence: Array
+    progress: Array
     latency: Array
     link: Array
-    blend: Array
-    routed_read: Array
-    routed_compute: Array
-    routed_launch: Array
-    host_read: Array
-    host_compute: Array
-    host_link: Array
-    thread_bandwidth: Array
-    strain: Array
-    fusion: Array
-    activation: Array
-    progress: Array
-    request: Array
-    stream: Array
-    tail: Array
-    wide: Array
-    attention_plain: Array
-    overlap: Array
+    blend: float
+    strain: float
+    wide: float
+    fusion: float
+    attention_plain: float
+    routed_read: float
+    routed_compute: float
+    routed_launch: float
+    host_read: float
+    host_compute: float
+    host_link: float
+    thread_bandwidth: float
+    overlap: float
+    request: float
+    stream: float
+    tail: float
 
 
-def prior() -> dict[str, dict[str, float]]:
-    return {
-        "read_memory": dict(zip(MEMORIES, (0.8, 0.7, 0.88, 0.8, 0.78, 0.55, 0.75))),
-        "read_engine": dict(zip(ENGINES, (1, 1, 0.8, 0.95, 1, 1, 0.8, 1))),
-        "read_kernel": dict(zip(KERNELS, (1.0, 0.9, 0.85, 0.8, 0.8, 0.95, 0.9, 0.85, 0.8, 0.7))),
-        "compute_maker": dict(zip(MAKERS, (0.6, 0.4, 0.35, 0.8, 0.4, 0.4, 0.5))),
-        "compute_engine": dict(zip(ENGINES, (1.0, 0.9, 0.7, 1, 0.6, 1.0, 0.6, 0.7))),
-        "compute_kernel": {f"{p} {q}": v for p, row in (
-            ("native", (1.0, 0.85, 0.8, 0.8, 0.7, 0.8, 0.8, 0.6, 0.6, 0.4)),
-            ("blocks", (0.85, 0.5, 0.5, 0.4, 0.3, 0.42, 0.45, 0.36, 0.36, 0.3)),
-            ("unpacked", (1.0, 0.8, 0.8, 0.9, 0.9, 0.95, 0.95, 0.85, 0.8, 0.8)),
-            ("cpu", (1.0, 0.7, 0.8, 0.6, 0.6, 0.8, 0.7, 0.6, 0.5, 0.6))) for q, v in zip(KERNELS, row)},
-        "tile": dict(zip(ENGINES, (48, 48, 48, 48, 4, 4, 24, 48))),
-        "attention_read": dict(zip(ENGINES, (0.8, 0.8, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5))),
-        "attention_compute": dict(zip(ENGINES, (0.6, 0.6, 0.3, 0.4, 0.3, 0.3, 0.4, 0.3))),
-        "launch": dict(zip(ENGINES, (25e-6, 25e-6, 500e-6, 40e-6, 30e-6, 30e-6, 60e-6, 500e-6))),
-        "launch_maker": dict(zip(MAKERS, (1, 1.3, 2, 1, 2, 4, 2))),
-        "step": dict(zip(ENGINES, (1.5e-3, 2e-4, 1e-3, 2e-4, 1e-4, 1e-4, 1e-3, 1e-2))),
-        "sequence": dict(zip(ENGINES, (4e-6, 4e-6, 2e-5, 2e-5, 1e-4, 1e-4, 2e-5, 1e-5))),
-        "latency": dict(zip(LINKS, (6e-6, 12e-6, 20e-6, 30e-6))),
-        "link": dict(zip(LINKS, (0.5, 0.4, 0.4, 0.4))),
-        "blend": 0.5, "routed_read": 0.85, "routed_compute": 0.75, "routed_launch": 1.0, "host_read": 0.6,
-        "host_compute": 0.3, "host_link": 0.7, "thread_bandwidth": 0.5, "strain": 0.45, "fusion": 1.15, "activation": dict(zip(ENGINES, (40, 40, 120, 100, 60, 60, 60, 60))), "progress": dict(zip(ENGINES, (1.05, 1.05, 1.0, 1.1, 1.1, 1.1, 1.05, 1.0))), "request": 4e-3, "stream": 5e-5, "tail": 1.5, "wide": 0.85, "attention_plain": 0.15, "overlap": 0.9,
-    }
+def names() -> tuple[tuple[str, str], ...]:
+    """All constants in order, each as (array, class); the class of a single number is empty."""
+    return tuple((f.name, kind) for f in fields(Constants) for kind in CLASSES.get(f.name, ("",)))
+
+
+def from_vector(values: Array) -> Constants:
+    """The constants from as many numbers as there are `names`."""
+    found: dict[str, Any] = {}
+    start = 0
+    for f in fields(Constants):
+        size = len(CLASSES.get(f.name, ("",)))
+        part = values[start : start + size]
+        found[f.name] = _shaped(f.name, part) if f.name in CLASSES else float(part[0])
+        start += size
+    return Constants(**found)
+
+
+def _shaped(name: str, values: Array) -> Array:
+    return values.reshape(len(PATHS), len(KERNELS)) if name == "compute_kernel" else values
+
+
+@functools.cache
+def document() -> dict[str, Any]:
+    """What the data file holds: `constants`, their relative `errors`, and `intervals`."""
+    return tomllib.loads((resources.files("penjing") / "data" / "anywhere.toml").read_text("utf-8"))
+
+
+@functools.cache
+def shipped() -> Constants:
+    """The constants that were fitted to the measurements in the repository."""
+    return from_vector(vector(document()["constants"]))
+
+
+def vector(table: Mapping[str, Any]) -> Array:
+    """The numbers of a table that has the form of the data file, in the order of `names`."""
+    return np.array([table[array][kind] if kind else table[array] for array, kind in names()], dtype=float)

@@ -6,9 +6,9 @@ Every kernel moves bytes and computes; what takes longer sets the pace, and near
 
 memory    bytes over the share of the datasheet's bandwidth that engines reach on a family of devices
 compute   operations over the share of the datasheet's rate; each matrix is computed in tiles, so that n tokens cost
-          as much as n + tile (Shi et al., roofline with tile quantisation)
+          as much as a few more
 launches  a floor for each layer (kernels that start one after the other), and one for each pass (scheduler, sampling)
-exchanges two all-reduces for each layer under tensor parallelism: latency, and 2(t - 1)/t of the activations over the link
+exchanges two all-reduces for each layer under tensor parallelism: latency, and 2(t - 1)/t of the activations
 
 Layers split over devices take turns: their times add. What lives in host memory is computed there for few tokens, and
 carried over the host link for many.
@@ -65,8 +65,8 @@ def pass_seconds(c: Cases, k: Constants, p: Pass) -> Seconds:
     """Seconds of one pass, and where they go."""
     memory, compute = _memory(c, k, p), _compute(c, k, p)
     return Seconds(
-        memory, compute, _blend(k, memory, compute) + _activations(c, k, p), _attention(c, k, p), _host(c, k, p), _launches(c, k, p),
-        _exchanges(c, k, p),
+        memory, compute, _blend(k, memory, compute) + _activations(c, k, p), _attention(c, k, p), _host(c, k, p),
+        _launches(c, k, p), _exchanges(c, k, p),
     )  # fmt: skip
 
 
@@ -78,7 +78,7 @@ def _blend(k: Constants, one: Array, other: Array) -> Array:
 def _bandwidth(c: Cases, k: Constants) -> Array:
     """Bytes per second that reading weights reaches on one device."""
     share = k.read_memory[c.memory_class] * k.read_engine[c.engine_class]
-    threads = c.share_of_cores ** k.thread_bandwidth
+    threads = c.share_of_cores**k.thread_bandwidth
     return c.bandwidth * share * threads
 
 
@@ -121,7 +121,7 @@ def _compute_share(c: Cases, k: Constants) -> Array:
 
 
 def _activations(c: Cases, k: Constants, p: Pass) -> Array:
-    """Reading and writing what goes from kernel to kernel: some bytes for each token, layer and element of its width."""
+    """Reading and writing what goes from kernel to kernel: bytes for each token, layer and element of its width."""
     n_bytes = k.activation[c.engine_class] * p.tokens * c.layers * c.width / c.tensor
     return n_bytes / (c.bandwidth * k.read_memory[c.memory_class])
 
@@ -131,12 +131,18 @@ def _attention(c: Cases, k: Constants, p: Pass) -> Array:
     near = np.minimum(p.seen, c.window)
     far = np.minimum(p.seen, c.seen)
     heads = np.minimum(c.tensor, np.maximum(c.kv_heads, 1.0))
-    n_bytes = p.sequences * (c.cache_bytes * far + c.window_cache_bytes * near + 2 * c.state_bytes) / heads
+    n_bytes = (
+        p.sequences
+        * (c.read_bytes * far + c.index_read_bytes * p.seen + c.window_read_bytes * near + 2 * c.state_bytes)
+        / heads
+    )
     reading = n_bytes / (c.bandwidth * k.read_memory[c.memory_class] * k.attention_read[c.engine_class])
     alone = p.together <= 1
     wide = np.where((alone | (c.absorbed > 0)) & (c.latent_attention > 0), c.latent_attention, c.attention)
     pairs = p.tokens * (wide * far + c.window_attention * near) / c.tensor
-    share = np.where(c.flash > 0, k.attention_compute[c.engine_class], k.attention_plain) * _compute_share(c, k)
+    share = np.where(c.flash > 0, k.attention_compute[c.engine_class], k.attention_plain) * _compute_share(
+        c, k
+    )
     return _blend(k, reading, 2 * pairs / (c.wide_rate * share * c.share_of_cores))
 
 
@@ -154,11 +160,17 @@ def _host(c: Cases, k: Constants, p: Pass) -> Array:
 def _launches(c: Cases, k: Constants, p: Pass) -> Array:
     layers = c.layers + k.routed_launch * c.moe_layers
     each = k.launch[c.engine_class] * k.launch_maker[c.maker_class] / k.fusion**c.age
-    return layers * each + k.step[c.engine_class] * (c.split + c.pipeline - 1) + k.sequence[c.engine_class] * p.outputs
+    return (
+        layers * each
+        + k.step[c.engine_class] * (c.split + c.pipeline - 1)
+        + k.sequence[c.engine_class] * p.outputs
+    )
 
 
 def _exchanges(c: Cases, k: Constants, p: Pass) -> Array:
     t = c.tensor
     n_bytes = 2 * p.tokens * c.width
-    each = k.latency[c.link_class] * np.log2(np.maximum(t, 1)) + 2 * (t - 1) / t * n_bytes / (c.link * k.link[c.link_class])
+    each = k.latency[c.link_class] * np.log2(np.maximum(t, 1)) + 2 * (t - 1) / t * n_bytes / (
+        c.link * k.link[c.link_class]
+    )
     return np.where(t > 1, 2 * c.layers * each, 0.0)

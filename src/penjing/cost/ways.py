@@ -9,9 +9,9 @@ from msgspec import Struct
 Engine = Literal["serving", "compiled", "eager", "llama", "cpu", "cpu_tuned", "graph", "offload"]
 """Classes of engines.
 
-serving: vLLM, SGLang, TensorRT-LLM and the like. compiled: one stream, fused or compiled kernels (gpt-fast, ExLlama, MLC,
-FasterTransformer). eager: one kernel at a time from Python. llama: llama.cpp on a GPU. cpu, cpu_tuned: llama.cpp and
-its faster relatives on processors. graph: OpenVINO and vendors' graph compilers. offload: weights streamed from the host.
+serving: vLLM, SGLang, TensorRT-LLM and the like. compiled: one stream, fused or compiled kernels (gpt-fast, ExLlama,
+MLC). eager: one kernel at a time from Python. llama: llama.cpp on a GPU. cpu, cpu_tuned: llama.cpp and its faster
+relatives on processors. graph: OpenVINO and vendors' graph compilers. offload: weights streamed from the host.
 """
 
 Kernel = Literal["f16", "f8", "i8", "i4", "fp4", "q8", "q4", "qk", "iq", "low"]
@@ -46,7 +46,7 @@ class Way(Struct, frozen=True):
     """How a model is run.
 
     Units:
-        tensor, pipeline, expert, data: degrees of parallelism. split: devices that take turns (llama.cpp's layer split).
+        tensor, pipeline, expert, data: degrees of parallelism. split: devices that take turns (llama.cpp).
         host_routed, host_dense: shares of routed experts, and of other weights, that live in host memory.
         cache_bits: of a cached element. micro_batch: most tokens of a pass; None for as many as there are.
         most_sequences: that the engine runs at once. threads: of a processor; None for all.
@@ -81,7 +81,6 @@ class Job(Struct, frozen=True):
     Units:
         sequences: at once; None where the engine chooses. requests: in all, where known.
         prompt_tokens: of each. depth_tokens: already in the cache. output_tokens: of each.
-        shared_prompt: one prompt for all sequences.
         loaded: measured while other requests were served. served: through a server, not in the engine's process.
     """
 
@@ -91,6 +90,5 @@ class Job(Struct, frozen=True):
     depth_tokens: float = 0.0
     output_tokens: float = 0.0
     requests: float | None = None
-    shared_prompt: bool = False
     loaded: bool = False
     served: bool = False

@@ -60,7 +60,9 @@ def weight_format(text: str) -> Weights | None:
         return Weights(text, found.kernel, other.bits, found.routed_bits, found.end_bits, _size(text))
     if "MXFP4" in name and "MOE" in name:  # experts only: the rest of such files has 8 bits
         return Weights(text, "fp4", 8.5, 4.25, 8.5, _size(text), found.activations)
-    return Weights(text, found.kernel, found.bits, found.routed_bits, found.end_bits, _size(text), found.activations)
+    return Weights(
+        text, found.kernel, found.bits, found.routed_bits, found.end_bits, _size(text), found.activations
+    )
 
 
 def size_in(text: str) -> float | None:

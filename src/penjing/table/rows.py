@@ -77,7 +77,8 @@ def read(path: Path) -> list[Row | Malformed]:
         missing = [name for name in _NEEDED if name not in names]
         if missing:
             raise BadFile(
-                f"`{path}` has no column `{missing[0]}`", hint=f"the first line names them: {','.join(COLUMNS)}"
+                f"`{path}` has no column `{missing[0]}`",
+                hint=f"the first line names them: {','.join(COLUMNS)}",
             )
         return list(_rows(reader))
     except csv.Error as error:
@@ -86,8 +87,7 @@ def read(path: Path) -> list[Row | Malformed]:
 
 def _text(path: Path) -> str:
     try:
-        opened = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
-        with opened as file:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
             content = file.read(_LIMIT_BYTES + 1)
         if len(content) > _LIMIT_BYTES:
             raise BadFile(f"`{path}` is larger than {_LIMIT_BYTES} bytes")
@@ -102,7 +102,9 @@ def _rows(reader: csv.DictReader[str]) -> Iterator[Row | Malformed]:
     for record in reader:
         line = reader.line_num
         if None in record or None in record.values():
-            yield Malformed(line, f"it has another number of fields than the {len(reader.fieldnames or [])} columns")
+            yield Malformed(
+                line, f"it has another number of fields than the {len(reader.fieldnames or [])} columns"
+            )
             continue
         try:
             yield _row(line, {key: (value or "").strip() for key, value in record.items()})

@@ -6,7 +6,7 @@ import re
 
 from penjing.cost.device import Device
 from penjing.cost.shapes import Shapes
-from penjing.cost.ways import Engine, Job, Way, Weights
+from penjing.cost.ways import Engine, Job, Phase, Way, Weights
 from penjing.table.formats import size_in, weight_format
 from penjing.table.rows import Row
 
@@ -17,7 +17,8 @@ _ENGINES: tuple[tuple[str, Engine], ...] = (
      "graph"),
     (r"ik_llama|t-mac|bitnet\.cpp|ktransformers|kt-kernel|xft|ipex|amx", "cpu_tuned"),
     (r"llama\.?cpp|llamacpp|ollama|llamafile|lm.?studio|kobold|ggml|ds4", "llama"),
-    (r"vllm|sglang|tensorrt|trt|fastertransformer|lmdeploy|turbomind|mindie|tgi|internal|ppl|xllm|atom|friendli|nim\b", "serving"),
+    (r"vllm|sglang|tensorrt|trt|fastertransformer|lmdeploy|turbomind|mindie|tgi|internal|ppl|xllm|atom|nim\b",
+     "serving"),
     (r"transformers|accelerate|deepspeed|megatron|petals|eager|hugging|\bhf\b|optimum|habana|pytorch\)?$", "eager"),
     (r"\w", "compiled"),
 )  # fmt: skip
@@ -30,15 +31,30 @@ _HALF = Weights("16 bits", "f16", 16.0, 16.0, 16.0)
 _PUBLISHED: tuple[tuple[str, Weights], ...] = (  # what the makers of some models publish them in
     (r"gpt-?oss", Weights("MXFP4 experts", "fp4", 16.0, 4.25, 16.0)),
     (r"kimi-k2-thinking|kimi-k2\.5", Weights("INT4 experts", "i4", 16.0, 4.25, 16.0)),
-    (r"deepseek-?(v3|r1(?!-distill)|v3\.[12])|deepseek r1 (0528|671)", Weights("FP8", "f8", 8.0, 8.0, 16.0, None, True)),
+    (r"deepseek-?(v3|r1(?!-distill)|v3\.[12])|deepseek r1 (0528|671)",
+     Weights("FP8", "f8", 8.0, 8.0, 16.0, None, True)),
 )  # fmt: skip
-_CACHE_BITS = {"fp16": 16, "bf16": 16, "f16": 16, "fp8": 8, "int8": 8, "q8_0": 8.5, "4-bit": 4.5, "q4_0": 4.5, "int4": 4.25}
+_CACHE_BITS = {
+    "fp16": 16,
+    "bf16": 16,
+    "f16": 16,
+    "fp8": 8,
+    "int8": 8,
+    "q8_0": 8.5,
+    "4-bit": 4.5,
+    "q4_0": 4.5,
+    "int4": 4.25,
+}
 _LOADED = re.compile(
     r"in-flight|inflight|max-load|\d+ requests|guidellm|under load|request rate|mlperf|offline|poisson|sharegpt|served",
     re.IGNORECASE,
 )
-_SERVED = re.compile(r"\d+ requests|guidellm|under load|request rate|sharegpt|poisson|served|mlperf.*server", re.IGNORECASE)
-_HOST = re.compile(r"experts? .*(cpu|host)|part of .* on cpu|experts partly|offload|cpu\+gpu|cuda\+cpu|hybrid", re.IGNORECASE)
+_SERVED = re.compile(
+    r"\d+ requests|guidellm|under load|request rate|sharegpt|poisson|served|mlperf.*server", re.IGNORECASE
+)
+_HOST = re.compile(
+    r"experts? .*(cpu|host)|part of .* on cpu|experts partly|offload|cpu\+gpu|cuda\+cpu|hybrid", re.IGNORECASE
+)
 
 
 def engine_of(row: Row, device: Device) -> Engine:
@@ -65,12 +81,18 @@ def weights_of(row: Row) -> Weights:
     size = size_in(row.notes)
     if size is None or found.file_bytes:
         return found
-    return Weights(found.name, found.kernel, found.bits, found.routed_bits, found.end_bits, size, found.activations)
+    return Weights(
+        found.name, found.kernel, found.bits, found.routed_bits, found.end_bits, size, found.activations
+    )
 
 
 def _tail(model: str) -> str:
     """What a model's name says after its family: formats are written there, with dashes for separators."""
-    match = re.search(r"(awq|gptq|fp8|nvfp4|mxfp4|int4|int8|w4a16|w8a8|bf16|u?d?-?i?q\d.*|4bit|8bit).*$", model, re.IGNORECASE)
+    match = re.search(
+        r"(awq|gptq|fp8|nvfp4|mxfp4|int4|int8|w4a16|w8a8|bf16|u?d?-?i?q\d.*|4bit|8bit).*$",
+        model,
+        re.IGNORECASE,
+    )
     return match[0].replace("-", " ") if match else ""
 
 
@@ -115,19 +137,36 @@ def _cache_bits(row: Row, weights: Weights) -> float:
 def _degrees(row: Row, engine: Engine, words: str) -> dict[str, int]:
     """Degrees of parallelism: what is written, and what remains of the devices as the engine would use them."""
     count = row.count or 1
-    tensor = _degree(words, r"\bTP[ =]?(\d+)", r"-tp[ =](\d+)", r"--tp-size[ =](\d+)", r"tensor-parallel-size[ =](\d+)",
-                     r"world size (\d+)")  # fmt: skip
-    pipeline = _degree(words, r"\bPP[ =]?(\d+)", r"-pp[ =](\d+)", r"--pp-size[ =](\d+)", r"pipeline-parallel-size[ =](\d+)")
-    data = _degree(words, r"\bDP[ =]?(\d+)", r"-dp[ =](\d+)", r"--dp-size[ =](\d+)", r"data-parallel-size[ =](\d+)")
+    tensor, pipeline, data = (_degree(words, *patterns) for patterns in _PARALLEL)
+    alone = {"tensor": 1, "pipeline": 1, "data": 1, "split": 1}
     if count == 1 and not (tensor or pipeline):
-        return {"tensor": 1, "pipeline": 1, "data": 1, "split": 1}
-    turns = re.search("layer split|layer pipeline", row.parallelism) or re.search("exllama", row.engine.lower())
-    turns = turns or (engine in ("llama", "eager") and not re.search("megatron|deepspeed", row.engine.lower()))
-    if turns and not tensor:
-        return {"tensor": 1, "pipeline": 1, "data": 1, "split": count}
-    tensor = tensor or max(1, count // ((pipeline or 1) * (data or 1)))
-    return {"tensor": min(tensor, max(count, 1)), "pipeline": pipeline or max(1, count // tensor) if not data else 1,
-            "data": 1 if data is None or tensor * data > count else data, "split": 1}  # fmt: skip
+        return alone
+    if not tensor and _takes_turns(row, engine):
+        return alone | {"split": count}
+    tensor = min(count, tensor or max(1, count // ((pipeline or 1) * (data or 1))))
+    if data and tensor * data <= count:
+        return alone | {"tensor": tensor, "pipeline": pipeline or 1, "data": data}
+    return alone | {"tensor": tensor, "pipeline": pipeline or max(1, count // tensor)}
+
+
+_PARALLEL = (
+    (
+        r"\bTP[ =]?(\d+)",
+        r"-tp[ =](\d+)",
+        r"--tp-size[ =](\d+)",
+        r"tensor-parallel-size[ =](\d+)",
+        r"world size (\d+)",
+    ),
+    (r"\bPP[ =]?(\d+)", r"-pp[ =](\d+)", r"--pp-size[ =](\d+)", r"pipeline-parallel-size[ =](\d+)"),
+    (r"\bDP[ =]?(\d+)", r"-dp[ =](\d+)", r"--dp-size[ =](\d+)", r"data-parallel-size[ =](\d+)"),
+)
+
+
+def _takes_turns(row: Row, engine: Engine) -> bool:
+    """Devices hold some layers each and wait for one another: llama.cpp's default, and that of eager engines."""
+    if re.search("layer split|layer pipeline", row.parallelism) or "exllama" in row.engine.lower():
+        return True
+    return engine in ("llama", "eager") and not re.search("megatron|deepspeed", row.engine.lower())
 
 
 def _degree(words: str, *patterns: str) -> int | None:
@@ -142,7 +181,9 @@ def _option(words: str, *names: str) -> int | None:
 
 
 def _has_expert_parallelism(words: str) -> bool:
-    return re.search(r"\bEP\d*\b|enable-expert-parallel|--ep-size|attention data-parallelism", words) is not None
+    return (
+        re.search(r"\bEP\d*\b|enable-expert-parallel|--ep-size|attention data-parallelism", words) is not None
+    )
 
 
 def _threads(words: str) -> int | None:
@@ -164,10 +205,15 @@ def _year(date: str) -> float | None:
 
 
 def _has_flash(row: Row, engine: Engine, words: str) -> bool:
-    """Fused attention: of all engines by now, of llama.cpp where it says so or since it became the default (2025-09)."""
+    """Fused attention: of all engines by now; of llama.cpp where it says so, or since it is the default (2025-09)."""
     if "no flash" in words:
         return False
-    return engine not in ("llama", "cpu", "cpu_tuned") or "flash" in words or "fa " in words or row.date >= "2025-09"
+    return (
+        engine not in ("llama", "cpu", "cpu_tuned")
+        or "flash" in words
+        or "fa " in words
+        or row.date >= "2025-09"
+    )
 
 
 def _host_shares(
@@ -181,7 +227,9 @@ def _host_shares(
         return min(1.0, int(match[1]) / max(1.0, shapes.moe_layers)), 0.0
     if match := re.search(r"(\d+) ?% of (?:the )?experts on (?:the )?GPU", words):
         return 1.0 - int(match[1]) / 100, 0.0
-    if re.search(r"routed experts on CPU|experts on (the )?CPUs?\b", words) and not re.search("partly|part of", words):
+    if re.search(r"routed experts on CPU|experts on (the )?CPUs?\b", words) and not re.search(
+        "partly|part of", words
+    ):
         return 1.0, 0.0
     if not (_HOST.search(words) or degrees["tensor"] == degrees["pipeline"] == 1):
         return 0.0, 0.0
@@ -204,38 +252,65 @@ def _spilled(device: Device, shapes: Shapes, weights: Weights, count: int) -> tu
     return from_routed / (routed * scale) if routed else 0.0, from_dense / (dense * scale)
 
 
-_USUAL_ANSWER = 200.0  # tokens, of requests whose first token alone was timed
+_USUAL_PROMPT, _USUAL_DEPTH = 1024.0, 512.0  # tokens, where the table gives none
+_USUAL_ANSWER = 200.0  # of requests whose first token alone was timed
 
 
-def job_of(row: Row, way: Way) -> Job:
-    """What was asked for. `batch` counts per device where the source says so."""
-    batch = row.batch
-    if batch is not None and re.search("batch is PER GPU", row.notes):
-        batch *= row.count or 1
+def job_of(row: Row) -> Job:
+    """What was asked for."""
     loaded = _LOADED.search(row.notes) is not None
-    depth, prompt, output = 0.0, row.prompt_tokens, row.output_tokens
-    phase = row.phase
-    if phase == "prefill":
-        depth, output = (0.0, _USUAL_ANSWER) if loaded else (output or 0.0, 0.0)
-        prompt = prompt or 1024.0
-    elif phase == "decode":
-        depth = prompt if prompt is not None else 512.0
-        prompt = depth if loaded else 0.0
-        output = output or 0.0
-    elif loaded or batch is None:
-        phase = "in_flight"
+    phase = _phase(row, loaded)
+    prompt, depth, output = _lengths(row, phase, loaded)
     requests = re.search(r"(\d+) requests", row.notes)
     return Job(
-        phase, batch if batch or phase == "in_flight" else 1.0, prompt or 0.0, depth, output or 0.0,
-        float(requests[1]) if requests else None, "SHARED" in row.notes, loaded,
-        _SERVED.search(row.notes) is not None,
-    )  # fmt: skip
+        phase=phase,
+        sequences=_sequences(row, phase),
+        prompt_tokens=prompt,
+        depth_tokens=depth,
+        output_tokens=output,
+        requests=float(requests[1]) if requests else None,
+        loaded=loaded,
+        served=_SERVED.search(row.notes) is not None,
+    )
+
+
+def _phase(row: Row, loaded: bool) -> Phase:
+    if row.phase == "prefill":
+        return "prefill"
+    if row.phase == "decode":
+        return "decode"
+    return "in_flight" if loaded or row.batch is None else "mixed"
+
+
+def _sequences(row: Row, phase: Phase) -> float | None:
+    """At once; where the source counts them for each device, over all. One where nothing is said, or the engine's
+    choice where it has one."""
+    if not row.batch:
+        return None if phase == "in_flight" else 1.0
+    return row.batch * (row.count or 1) if "batch is PER GPU" in row.notes else row.batch
+
+
+def _lengths(row: Row, phase: Phase, loaded: bool) -> tuple[float, float, float]:
+    """Tokens of the prompt, in the cache before it, and of the answer."""
+    prompt, output = row.prompt_tokens, row.output_tokens or 0.0
+    if phase == "prefill":
+        return prompt or _USUAL_PROMPT, 0.0 if loaded else output, _USUAL_ANSWER if loaded else 0.0
+    if phase == "decode":
+        depth = _USUAL_DEPTH if prompt is None else prompt
+        return depth if loaded else 0.0, depth, output
+    return prompt or 0.0, 0.0, output
 
 
 def experts_used(row: Row) -> int | None:
     """How many experts a token uses, where a row changes the model's own number."""
-    match = re.search(r"\(?\b(\d+)(?: of \d+)?(?: routed)? experts(?: per token| used)?\b", f"{row.model}; {row.notes}")
-    if re.search(r"routed experts of|experts on", row.notes + row.parallelism) and "-ser" not in row.notes and "per token" not in row.model:
+    match = re.search(
+        r"\(?\b(\d+)(?: of \d+)?(?: routed)? experts(?: per token| used)?\b", f"{row.model}; {row.notes}"
+    )
+    if (
+        re.search(r"routed experts of|experts on", row.notes + row.parallelism)
+        and "-ser" not in row.notes
+        and "per token" not in row.model
+    ):
         match = None
     only = re.search(r"only (\d+) of \d+ experts", row.notes)
     return int(only[1]) if only else int(match[1]) if match else None

@@ -19,12 +19,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import fit_machines
 import numpy as np
-import priors
-from fit_machines import PHASES, Data
 from msgspec.structs import replace
 
+import fit_machines
+import priors
+from fit_machines import PHASES, Data
 from penjing.cost.cases import ENGINES, cases, maker, memory_class
 from penjing.cost.estimates import probed
 from penjing.table import judge, rows
@@ -169,10 +169,11 @@ def show(found: dict[str, Any]) -> None:
 
 
 def _line(phase: str, name: str, room: dict[str, float]) -> str:
-    inside_text = f"{100 * room['inside_interval']:4.0f} % inside" if "inside_interval" in room else " " * 13
+    middle, high, sign = (room[f"{key}_error_percent"] for key in ("median_abs", "p90_abs", "median_signed"))
+    within = f"{100 * room['inside_interval']:4.0f} % inside" if "inside_interval" in room else ""
     return (
-        f"{phase:10s} {name:28.28s} {room['rows']:5.0f} rows  median {room['median_abs_error_percent']:5.1f} %"
-        f"  p90 {room['p90_abs_error_percent']:6.1f} %  sign {room['median_signed_error_percent']:+6.1f} %  {inside_text}"
+        f"{phase:10s} {name:28.28s} {room['rows']:5.0f} rows  median {middle:5.1f} %  p90 {high:6.1f} %"
+        f"  sign {sign:+6.1f} %  {within:13s}"
     )
 
 

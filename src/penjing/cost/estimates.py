@@ -77,7 +77,7 @@ def probed(device: Device, bytes_per_s: float | None, operations_per_s: Mapping[
     """
     if bytes_per_s:
         device = replace(device, bytes_per_s=bytes_per_s / _USUAL_STREAM)
-    listed = {name: device.rate(name) for name in device.operations_per_s}
+    listed = device.operations_per_s
     found = {name: rate / _USUAL_PRODUCT for name, rate in operations_per_s.items()}
     gain = np.exp(np.mean([np.log(found[n] / listed[n]) for n in found if n in listed] or [0.0]))
     scaled = {name: rate * float(gain) for name, rate in device.operations_per_s.items()}

@@ -26,6 +26,8 @@ _COMMANDS = {
     "eval": ("measure what a file lost against its source", options.eval),
     "engine": ("compile the engine for this processor, or list what is there", options.engine),
     "validate": ("judge predictions for any hardware by a table of measurements", options.validate),
+    "need": ("say how few of each device would do for a model, users and limits", options.need),
+    "compare": ("lay one model on several machines beside each other", options.compare),
     "machines": ("list the machines that ship as descriptions", options.machines),
     "models": ("list the models that ship as shapes", options.models),
 }

@@ -15,7 +15,7 @@ def command(args: argparse.Namespace) -> int:
     judged = [(machine, class_of(machine, rules)) for machine in catalogue.machines()]
     if args.kind_of_class is not None:
         there = sorted({verdict.name for _, verdict in judged})
-        judged = [pair for pair in judged if _is_in(pair[1].name, args.kind_of_class)]
+        judged = [pair for pair in judged if is_in(pair[1].name, args.kind_of_class)]
         if not judged:
             raise UnknownName(
                 f"no machine is in class `{args.kind_of_class[:60]}` of {rules.name}",
@@ -28,6 +28,6 @@ def command(args: argparse.Namespace) -> int:
     return 0
 
 
-def _is_in(name: str, asked: str) -> bool:
+def is_in(name: str, asked: str) -> bool:
     """`3A090.a` takes in `3A090.a.1`; case does not matter."""
     return name.lower() == asked.lower() or name.lower().startswith(f"{asked.lower()}.")

@@ -49,6 +49,8 @@ def plan(parser: argparse.ArgumentParser) -> None:
   penjing plan model.gguf --prompt 2000 --answer 50
   penjing plan model.gguf --memory 6GiB --context 8192
   penjing plan Qwen3-8B --on "RTX 4090"            shapes and datasheets, nothing is loaded
+  penjing plan DeepSeek-V3 --on "8x H20 memory_bandwidth=8TB/s" --users 16
+  penjing plan Qwen3-32B --on all --users 8 --price-per-hour 2
   penjing plan model.gguf --json | jq .chosen.estimate
   penjing plan model-f16.gguf --max-kld 0.06 --sensitivity model.sensitivity     types and settings together
 """
@@ -56,13 +58,17 @@ def plan(parser: argparse.ArgumentParser) -> None:
         "model", nargs="?", metavar="MODEL", help=f"{_MODEL}; or a name from `penjing models`"
     )
     parser.add_argument(
-        "--on", metavar="MACHINE", help="a name from `penjing machines`, or a file; left out: this computer"
+        "--on",
+        metavar="MACHINE",
+        help="a name from `penjing machines` or a file, like `8x H20` or `RTX 4090 + 128GB DDR5`, or `all` of them; "
+        "left out: this computer",
     )
     parser.add_argument(
         "--sensitivity",
         metavar="FILE",
         help="of an F16 model whose types are open; left out: a prior is assumed",
     )
+    _far(parser)
     _workload(parser)
     _limits(parser)
     _fresh(parser)
@@ -204,6 +210,36 @@ def eval(parser: argparse.ArgumentParser) -> None:  # noqa: A001 (the name of th
     parser.add_argument("--ppl", action="store_true", help="perplexity of the file, without a source")
 
 
+def need(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = """examples:
+  penjing need Qwen3-235B-A22B --users 50 --first-token 2 --per-token 0.05
+  penjing need GLM-4.6 --of "H20, Ascend 910B2, RTX 4090" --users 8
+  penjing need DeepSeek-V3 --have devices.toml     lines like "H20" = 16: what would do of what is there
+"""
+    parser.add_argument("model", metavar="MODEL", help="a name from `penjing models`, or a file")
+    parser.add_argument(
+        "--of", metavar="MACHINES", help="devices, with commas between; left out: all of the catalogue"
+    )
+    parser.add_argument("--have", metavar="FILE", help="a TOML file of devices and how many there are")
+    _far(parser)
+    _workload(parser)
+    _limits(parser)
+
+
+def compare(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = """examples:
+  penjing compare "8x H20" "8x RTX 4090" --model Qwen3-235B-A22B --users 16
+  penjing compare "M4 Max 128GB" "RTX 4090 + 128GB DDR5" --model gpt-oss-120b
+"""
+    parser.add_argument("machines", nargs="+", metavar="MACHINE", help="as for `penjing plan --on`")
+    parser.add_argument(
+        "--model", required=True, metavar="MODEL", help="a name from `penjing models`, or a file"
+    )
+    _far(parser)
+    _workload(parser)
+    _limits(parser)
+
+
 def machines(parser: argparse.ArgumentParser) -> None:
     parser.epilog = """examples:
   penjing machines
@@ -309,6 +345,36 @@ def _workload(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _far(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("hardware that is not here")
+    group.add_argument(
+        "--format",
+        metavar="F",
+        help="of the weights, like FP8 or Q4_K_M; left out: the best of 4 bits or more",
+    )
+    group.add_argument(
+        "--price-per-hour",
+        type=_number("--price-per-hour", "2"),
+        metavar="X",
+        help="of one device, in any money",
+    )
+    group.add_argument(
+        "--price-per-kwh",
+        type=_number("--price-per-kwh", "0.2"),
+        metavar="X",
+        help="of energy, in the same money",
+    )
+    group.add_argument(
+        "--class",
+        dest="device_class",
+        metavar="C",
+        help="with all devices: only those of this class of the rule",
+    )
+    group.add_argument(
+        "--rules", default="3A090-2023", metavar="R", help="the export rule, by name or file (%(default)s)"
+    )
+
+
 def _limits(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("limits")
     group.add_argument(
@@ -339,6 +405,12 @@ def _limits(parser: argparse.ArgumentParser) -> None:
         type=_number("--min-decode", "10"),
         metavar="T",
         help="least decode speed in tokens per second",
+    )
+    group.add_argument(
+        "--per-token",
+        type=_number("--per-token", "0.05"),
+        metavar="S",
+        help="longest time between two tokens in seconds: the same limit, said the other way",
     )
     group.add_argument(
         "--first-token",

@@ -6,13 +6,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from penjing.cli import setting, show
+from penjing.cli import far, setting, show
 from penjing.engines.llamacpp import LlamaCpp
 from penjing.errors import UsageError
-from penjing.machine import Machine
 from penjing.model import Model
 from penjing.plan import Plan
-from penjing.planner import plan_elsewhere
 from penjing.progress import say
 
 if TYPE_CHECKING:
@@ -21,8 +19,18 @@ if TYPE_CHECKING:
     from penjing.search.choose import Question
 
 
+_SHOWN = 20  # machines of a ranked list; JSON has all
+
+
 def command(args: argparse.Namespace) -> int:
-    plan = _plan(args)
+    shapes = _shapes(args.model)
+    if shapes is None and args.on is None:
+        return _show(args, _open(args) or setting.planned(args, args.model).plan)
+    model, fixed = (shapes, False) if shapes else (setting.local_model(args.model)[1], True)
+    return _elsewhere(args, model, fixed=fixed)
+
+
+def _show(args: argparse.Namespace, plan: Plan) -> int:
     if args.json:
         show.document(plan)
     else:
@@ -30,12 +38,29 @@ def command(args: argparse.Namespace) -> int:
     return 0
 
 
-def _plan(args: argparse.Namespace) -> Plan:
-    shapes = _shapes(args.model)
-    if shapes is None and args.on is None:
-        return _open(args) or setting.planned(args, args.model).plan
-    model = shapes or setting.local_model(args.model)[1]
-    return plan_elsewhere(model, _machine(args.on), setting.workload(args), LlamaCpp())
+def _elsewhere(args: argparse.Namespace, model: Model, *, fixed: bool) -> int:
+    """The plan for a machine that is described, not present, or all of them ranked."""
+    from penjing.elsewhere import answers
+    from penjing.elsewhere.hardware import hardware, hardware_of
+    from penjing.elsewhere.ways import Wish
+
+    wanted, prices = setting.workload(args), far.prices(args)
+    wish = Wish(fixed, args.format or "", wanted.allow_disk)
+    if args.on == "all":
+        every = [one.of(n) for one in far.every_device(args.device_class, args.rules) for n in far.COUNTS]
+        rows = answers.ranked(model, every, wanted, prices, wish)
+        if args.json:
+            show.document({"model": model.name, "workload": wanted, "ranked": rows})
+        else:
+            far.put_ranked(model.name, rows, most=_SHOWN)
+        return 0
+    where = hardware(args.on) if args.on else hardware_of(setting.this_machine(None))
+    plan = answers.plan(model, where, wanted, prices, wish)
+    if args.json:
+        show.document(plan)
+    else:
+        far.put_plan(plan)
+    return 0
 
 
 def _open(args: argparse.Namespace) -> Plan | None:
@@ -88,9 +113,3 @@ def _shapes(name: str | None) -> Model | None:
     if path.exists() or "/" in name or name.endswith(".gguf"):
         return None
     return catalogue.model(name)
-
-
-def _machine(name: str | None) -> Machine:
-    from penjing import catalogue
-
-    return setting.this_machine(None) if name is None else catalogue.machine(name)

@@ -28,10 +28,17 @@ def workload(
         context_tokens=args.context,
         memory_bytes=args.memory,
         max_kld=args.max_kld,
-        min_decode_tokens_per_s=args.min_decode,
+        min_decode_tokens_per_s=_min_decode(args),
         max_first_token_seconds=args.first_token,
         allow_disk=args.allow_disk,
     )
+
+
+def _min_decode(args: argparse.Namespace) -> float | None:
+    """Tokens per second, from either of the two options that limit them."""
+    if args.per_token is None:
+        return None if args.min_decode is None else float(args.min_decode)
+    return max(1 / float(args.per_token), args.min_decode or 0.0)
 
 
 def local_model(name: str | None) -> tuple[Path, Model]:

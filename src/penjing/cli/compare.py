@@ -1,0 +1,29 @@
+"""`penjing compare`: one model on several machines, beside each other."""
+
+from __future__ import annotations
+
+import argparse
+
+from penjing.cli import far, setting, show
+from penjing.errors import UsageError
+
+
+def command(args: argparse.Namespace) -> int:
+    from penjing import catalogue
+    from penjing.elsewhere import answers
+    from penjing.elsewhere.hardware import hardware
+    from penjing.elsewhere.ways import Wish
+
+    if len(args.machines) < 2:
+        raise UsageError(
+            f"{len(args.machines)} machine given, two or more expected",
+            hint=f'penjing compare "{args.machines[0]}" "8x H20" --model {args.model}',
+        )
+    model, wanted = catalogue.model(args.model), setting.workload(args)
+    every = [hardware(name) for name in args.machines]
+    rows = answers.ranked(model, every, wanted, far.prices(args), Wish(format=args.format or ""))
+    if args.json:
+        show.document({"model": model.name, "workload": wanted, "compared": rows})
+    else:
+        far.put_ranked(model.name, rows)
+    return 0

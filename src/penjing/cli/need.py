@@ -1,0 +1,31 @@
+"""`penjing need`: how few of each device would do."""
+
+from __future__ import annotations
+
+import argparse
+
+from penjing.cli import far, setting, show
+
+_MOST = 64
+
+
+def command(args: argparse.Namespace) -> int:
+    from penjing import catalogue
+    from penjing.elsewhere import answers
+    from penjing.elsewhere.hardware import hardware
+    from penjing.elsewhere.ways import Wish
+
+    model = catalogue.model(args.model)
+    if args.have:
+        kinds = far.inventory(args.have)
+    elif args.of:
+        kinds = [(hardware(name.strip()), _MOST) for name in args.of.split(",")]
+    else:
+        kinds = [(one, _MOST) for one in far.every_device(args.device_class, args.rules)]
+    wanted = setting.workload(args)
+    rows = answers.needed(model, kinds, wanted, far.prices(args), Wish(format=args.format or ""))
+    if args.json:
+        show.document({"model": model.name, "workload": wanted, "needed": rows})
+    else:
+        far.put_ranked(model.name, rows, most=20)
+    return 0

@@ -21,7 +21,8 @@ def command(args: argparse.Namespace) -> int:
         )
     model, wanted = catalogue.model(args.model), setting.workload(args)
     every = [hardware(name) for name in args.machines]
-    rows = answers.ranked(model, every, wanted, far.prices(args), Wish(format=args.format or ""))
+    asked = answers.Asked.of(model, wanted, far.prices(args), Wish(format=args.format or ""))
+    rows = answers.ranked(asked, every)
     if args.json:
         show.document({"model": model.name, "workload": wanted, "compared": rows})
     else:

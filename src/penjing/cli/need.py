@@ -23,7 +23,8 @@ def command(args: argparse.Namespace) -> int:
     else:
         kinds = [(one, _MOST) for one in far.every_device(args.device_class, args.rules)]
     wanted = setting.workload(args)
-    rows = answers.needed(model, kinds, wanted, far.prices(args), Wish(format=args.format or ""))
+    asked = answers.Asked.of(model, wanted, far.prices(args), Wish(format=args.format or ""))
+    rows = answers.needed(asked, kinds)
     if args.json:
         show.document({"model": model.name, "workload": wanted, "needed": rows})
     else:

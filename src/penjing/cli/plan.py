@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from penjing.cli import far, setting, show
 from penjing.engines.llamacpp import LlamaCpp
 from penjing.errors import UsageError
@@ -48,14 +50,14 @@ def _elsewhere(args: argparse.Namespace, model: Model, *, fixed: bool) -> int:
     wish = Wish(fixed, args.format or "", wanted.allow_disk)
     if args.on == "all":
         every = [one.of(n) for one in far.every_device(args.device_class, args.rules) for n in far.COUNTS]
-        rows = answers.ranked(model, every, wanted, prices, wish)
+        rows = answers.ranked(answers.Asked.of(model, wanted, prices, replace(wish, all_devices=True)), every)
         if args.json:
             show.document({"model": model.name, "workload": wanted, "ranked": rows})
         else:
             far.put_ranked(model.name, rows, most=_SHOWN)
         return 0
     where = hardware(args.on) if args.on else hardware_of(setting.this_machine(None))
-    plan = answers.plan(model, where, wanted, prices, wish)
+    plan = answers.plan(answers.Asked.of(model, wanted, prices, wish), where)
     if args.json:
         show.document(plan)
     else:

@@ -9,7 +9,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from penjing.cost.cases import Array
-from penjing.cost.shapes import shapes_of
+from penjing.cost.shapes import Shapes, shapes_of
 from penjing.elsewhere.appraise import ENGINES, Appraised, appraised, chosen, placement
 from penjing.elsewhere.hardware import Hardware
 from penjing.elsewhere.plan import FarChosen, FarPlan, Prices
@@ -22,7 +22,22 @@ from penjing.workload import Workload
 
 COUNTS = (1, 2, 4, 8, 16, 32, 64)
 _NEAR = 0.03  # of a total: fewer devices win where times differ by less
+NO_PRICES, ANY = Prices(), Wish()
 _SHOWN = 12  # of what was turned down
+
+
+class Asked(Struct, frozen=True):
+    """What is asked of any hardware."""
+
+    model: Model
+    shapes: Shapes
+    workload: Workload
+    prices: Prices
+    wish: Wish
+
+    @classmethod
+    def of(cls, model: Model, workload: Workload, prices: Prices = NO_PRICES, wish: Wish = ANY) -> Asked:
+        return cls(model, shapes_of(model), workload, prices, wish)
 
 
 class Ranked(Struct, frozen=True):
@@ -34,75 +49,76 @@ class Ranked(Struct, frozen=True):
     limited_by: str
 
 
-def plan(model: Model, hardware: Hardware, workload: Workload, prices: Prices, wish: Wish) -> FarPlan:
+def plan(asked: Asked, hardware: Hardware) -> FarPlan:
     """The way with the least time for a user's request within the limits.
 
     Raises:
         DoesNotFit: the model and the caches of all users exceed the memory in every way; says what would do.
         UsageError: it fits, and no way keeps the limits on time; says which comes nearest.
     """
-    a = _all(model, [hardware], workload, wish)
+    a = _all(asked, hardware)
+    if a is None:
+        raise UsageError(
+            f"no engine uses {hardware.count} of `{hardware.name}`", hint=f"--on {hardware.of(1).name!r}"
+        )
     best = _best(a)
     if best is None:
-        raise _refuse(model, hardware, a)
+        raise _refuse(asked.model, hardware, a)
     others = [int(i) for i in np.lexsort((a.total, ~a.within)) if i != best]
     why = f"{show_seconds(float(a.total[best]))} for the workload; {_binds(a, best)} binds"
     return FarPlan(
-        model=model.name,
+        model=asked.model.name,
         machine=hardware.name,
-        workload=workload,
-        chosen=chosen(a, best, model, prices, why),
+        workload=asked.workload,
+        chosen=chosen(a, best, asked.model, asked.prices, why),
         default=None,
-        frontier=tuple(chosen(a, i, model, prices) for i in _frontier(a)),
+        frontier=tuple(chosen(a, i, asked.model, asked.prices) for i in _frontier(a)),
         refused=tuple(_refused(a, best, others)),
         notes=tuple(_notes(hardware)),
     )
 
 
-def ranked(
-    model: Model, every: Sequence[Hardware], workload: Workload, prices: Prices, wish: Wish
-) -> list[Ranked]:
+def ranked(asked: Asked, every: Sequence[Hardware]) -> list[Ranked]:
     """Each with its best plan, the fastest first; then those that cannot."""
-    found = [best_of(model, one, workload, prices, wish) for one in every]
+    found = [best_of(asked, one) for one in every]
     return sorted(found, key=lambda r: (r.chosen is None, _seconds(r), r.devices))
 
 
-def best_of(model: Model, one: Hardware, workload: Workload, prices: Prices, wish: Wish) -> Ranked:
+def best_of(asked: Asked, one: Hardware) -> Ranked:
     """The best plan for some hardware, or what stands in the way."""
-    a = _all(model, [one], workload, wish)
+    a = _all(asked, one)
+    if a is None:
+        return Ranked(one.name, one.count, None, "engines that use several")
     best = _best(a)
     if best is None:
         return Ranked(one.name, one.count, None, _obstacle(a))
-    return Ranked(one.name, one.count, chosen(a, best, model, prices), _binds(a, best))
+    return Ranked(one.name, one.count, chosen(a, best, asked.model, asked.prices), _binds(a, best))
 
 
-def needed(
-    model: Model, kinds: Sequence[tuple[Hardware, int]], workload: Workload, prices: Prices, wish: Wish
-) -> list[Ranked]:
+def needed(asked: Asked, kinds: Sequence[tuple[Hardware, int]]) -> list[Ranked]:
     """The fewest of each device that keep all limits; no plan where as many as there may be do not.
 
     `kinds`: devices, and the most of each.
     """
-    found = [_fewest(model, kind, workload, prices, most, wish) for kind, most in kinds]
+    found = [_fewest(asked, kind, most) for kind, most in kinds]
     return sorted(found, key=lambda r: (r.chosen is None, r.devices, _seconds(r)))
 
 
-def _fewest(
-    model: Model, kind: Hardware, workload: Workload, prices: Prices, most: int, wish: Wish
-) -> Ranked:
+def _fewest(asked: Asked, kind: Hardware, most: int) -> Ranked:
     """The first count that will do, else the last one."""
-    wish = replace(wish, all_devices=True)  # with fewer of them it did not do
+    # with fewer of them it did not do
+    asked = replace(asked, wish=replace(asked.wish, all_devices=True, few_bits=False))
     for count in sorted({n for n in (*COUNTS, most) if n <= most}):
-        one = best_of(model, kind.of(count), workload, prices, wish)
+        one = best_of(asked, kind.of(count))
         if one.chosen is not None:
             break
     return one
 
 
-def _all(model: Model, every: Sequence[Hardware], workload: Workload, wish: Wish) -> Appraised:
-    shapes = shapes_of(model)
-    plans = [(one, way) for one in every for way in ways(one, shapes, model, wish)]
-    return appraised(plans, shapes, workload)
+def _all(asked: Asked, one: Hardware) -> Appraised | None:
+    """Every way with its figures; None where no engine uses so many devices."""
+    plans = [(one, way) for way in ways(one, asked.shapes, asked.model, asked.wish)]
+    return appraised(plans, asked.shapes, asked.workload) if plans else None
 
 
 def _best(a: Appraised) -> int | None:

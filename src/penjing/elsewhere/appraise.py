@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -65,30 +66,47 @@ class Appraised:
 def appraised(plans: Sequence[Plan], shapes: Shapes, workload: Workload) -> Appraised:
     """Every plan with its figures."""
     prompt, answer, users = workload.prompt_tokens, workload.answer_tokens, workload.users
-    one = Job("prefill", 1, prompt_tokens=prompt)
-    step = Job("decode", users, prompt_tokens=prompt, depth_tokens=prompt, output_tokens=answer)
-    flow = Job(
-        "in_flight", users, prompt_tokens=prompt, output_tokens=answer, loaded=users > 1, served=users > 1
-    )
-    prefills, steps, flows = (
-        cases([(h.device, shapes, way, job) for h, way in plans]) for job in (one, step, flow)
-    )
-    prefill, decode = estimates.rates(prefills, "prefill"), estimates.rates(steps, "decode")
+    many = users > 1
+    flow = Job("in_flight", users, prompt_tokens=prompt, output_tokens=answer, loaded=many, served=many)
+    flows = _cases(plans, shapes, flow)
+    prefill = estimates.rates(_as(flows, sequences=1, output=0), "prefill")
+    decode = estimates.rates(_as(flows, sequences=users, depth=prompt, output=answer), "decode")
     served = estimates.rates(flows, "in_flight")
     k = constants.shipped()
-    alone = users == 1
-    first = prompt / prefill.value if alone else anywhere.loaded_first_seconds(flows, k)
-    each = users / decode.value if alone else anywhere.loaded_token_seconds(flows, k)
-    weights, cache, devices = _bytes(flows, workload)
-    room = USABLE * flows.memory * devices - _BUFFERS * devices
-    sequences = np.floor(np.maximum(room - weights, 0.0) / np.maximum(cache, 1.0)) * flows.data
-    needed = weights + cache * np.ceil(users / flows.data)
-    behind = np.array([h.host_bytes for h, _ in plans])
-    carried = flows.routed_bytes * flows.host_routed + flows.dense_bytes * flows.host_dense
-    needed = np.where(carried > behind, np.inf, needed)
-    return Appraised(
-        plans, workload, flows, prefill, decode, served, first, each, needed, room, np.maximum(sequences, 0)
-    )
+    first = anywhere.loaded_first_seconds(flows, k) if many else prompt / prefill.value
+    each = anywhere.loaded_token_seconds(flows, k) if many else 1 / decode.value
+    needed, room, sequences = _memory_of(flows, plans, workload)
+    return Appraised(plans, workload, flows, prefill, decode, served, first, each, needed, room, sequences)
+
+
+def _cases(plans: Sequence[Plan], shapes: Shapes, job: Job) -> Cases:
+    """The arrays of all plans. Most differ only in how they are spread, so that few rows are computed one by one."""
+    rows: dict[tuple[object, ...], tuple[int, Hardware, Way]] = {}
+    index = []
+    for hardware, way in plans:
+        key = id(hardware), way.engine, way.weights.name, way.host_routed, way.host_dense, way.on_disk
+        index.append(rows.setdefault(key, (len(rows), hardware, way))[0])
+    c = cases([(h.device, shapes, way, job) for _, h, way in rows.values()]).take(np.array(index))
+    spread = np.array([(w.tensor, w.pipeline, w.data, w.split, w.expert) for _, w in plans], float).T
+    names = ("tensor", "pipeline", "data", "split", "expert_parallel")
+    return dataclasses.replace(c, **dict(zip(names, spread, strict=True)))
+
+
+def _as(flows: Cases, **changed: float) -> Cases:
+    """The same plans, alone and in the engine's own process, with other numbers."""
+    every = {"loaded": 0.0, "served": 0.0, **changed}
+    return dataclasses.replace(flows, **{name: np.full(len(flows), value) for name, value in every.items()})
+
+
+def _memory_of(c: Cases, plans: Sequence[Plan], workload: Workload) -> tuple[Array, Array, Array]:
+    """Bytes that a replica needs and has, and how many users fit; infinite where weights exceed the host's memory."""
+    weights, cache, devices = _bytes(c, workload)
+    room = USABLE * c.memory * devices - _BUFFERS * devices
+    sequences = np.floor(np.maximum(room - weights, 0.0) / np.maximum(cache, 1.0)) * c.data
+    needed = weights + cache * np.ceil(workload.users / c.data)
+    behind = np.array([np.inf if way.on_disk else h.host_bytes for h, way in plans])
+    carried = c.routed_bytes * c.host_routed + c.dense_bytes * c.host_dense
+    return np.where(carried > behind, np.inf, needed), room, sequences
 
 
 def _bytes(c: Cases, workload: Workload) -> tuple[Array, Array, Array]:

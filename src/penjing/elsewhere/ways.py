@@ -43,13 +43,14 @@ class Wish(Struct, frozen=True):
 
     fixed: the weights are a file's, in the types that they have; otherwise any format may be made of them.
     format: its name, where the user wants that and no other. disk: weights may be read from disk again and again.
-    all_devices: none may be left idle.
+    all_devices: none may be left idle. few_bits: formats in which answers suffer visibly may be used too.
     """
 
     fixed: bool = False
     format: str = ""
     disk: bool = False
     all_devices: bool = False
+    few_bits: bool = True
 
 
 def ways(hardware: Hardware, shapes: Shapes, model: Model, wish: Wish) -> list[Way]:
@@ -63,6 +64,8 @@ def ways(hardware: Hardware, shapes: Shapes, model: Model, wish: Wish) -> list[W
         for engine in engines(hardware.device, fixed=wish.fixed)
         for weights in formats(engine, hardware.device, model, fixed=wish.fixed)
     ]
+    if not (wish.few_bits or wish.fixed or wish.format):
+        pairs = [(engine, weights) for engine, weights in pairs if weights.bits >= FEW_BITS]
     if wish.format:
         pairs = _named(pairs, wish.format, hardware)
     found = []

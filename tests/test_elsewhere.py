@@ -212,8 +212,18 @@ def test_what_people_see(tmp_path):
     have = tmp_path / "have.toml"
     have.write_text('"H20" = 16\n"RTX 4090" = 8\n')
     assert "4x H20" in penjing("need", "GLM-4.6", "--have", str(have)).stdout
-    classed = penjing("plan", "Qwen3-8B", "--on", "all", "--class", "3A090.a.1", "--users", "2").stdout
-    assert "H100" in classed and "M4 Max" not in classed
+    classed = document("plan", "Qwen3-8B", "--on", "all", "--class", "3A090.a.1", "--users", "2")["ranked"]
+    names = {r["machine"] for r in classed}
+    assert "H100 SXM 80GB" in names and not any("M4 Max" in name for name in names)
+
+
+def test_a_picture(tmp_path):
+    """Three panels as one SVG that needs nothing from elsewhere."""
+    file = tmp_path / "p.svg"
+    words = ("plan", "Qwen3-30B-A3B", "--on", "2x H20", "--users", "8", "--picture", str(file))
+    assert penjing(*words).code == 0
+    text = file.read_text()
+    assert text.count('id="axes_') == 3 and "<svg" in text and 'href="http' not in text
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,11 @@ def plan(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="of an F16 model whose types are open; left out: a prior is assumed",
     )
+    parser.add_argument(
+        "--picture",
+        metavar="FILE.svg",
+        help="with --on: draw roofline, throughput against latency, and memory",
+    )
     _far(parser)
     _workload(parser)
     _limits(parser)

@@ -56,8 +56,14 @@ def _elsewhere(args: argparse.Namespace, model: Model, *, fixed: bool) -> int:
         else:
             far.put_ranked(model.name, rows, most=_SHOWN)
         return 0
+    picture = setting.output(args.picture, (), "--picture") if args.picture is not None else None
     where = hardware(args.on) if args.on else hardware_of(setting.this_machine(None))
-    plan = answers.plan(answers.Asked.of(model, wanted, prices, wish), where)
+    asked = answers.Asked.of(model, wanted, prices, wish)
+    plan = answers.plan(asked, where)
+    if picture is not None:
+        from penjing.cli import far_picture
+
+        far_picture.draw(picture, asked, where, plan)
     if args.json:
         show.document(plan)
     else:

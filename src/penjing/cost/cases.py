@@ -37,6 +37,8 @@ class Cases:
     path_class: Array
     engine_class: Array
     kernel_class: Array
+    compute_class: Array
+    launch_class: Array
     link_class: Array
     bandwidth: Array
     rate: Array
@@ -141,9 +143,12 @@ def path(device: Device, way: Way) -> str:
     return "unpacked" if device.vendor in ("apple", "intel") else "blocks"
 
 
+_LEAST_WATTS = 50.0  # below, a published power is that of light load, and not a limit
+
+
 def strain(device: Device) -> float:
     """Operations for each joule of the power limit, relative to 1.5e12: chips with more run below their clock."""
-    if device.watts is None or device.kind not in ("datacenter", "consumer", "npu"):
+    if device.watts is None or device.watts < _LEAST_WATTS or device.kind in ("cpu", "apple"):
         return 1.0
     best = max(device.operations_per_s.get(name, 0.0) for name in ("int8", "fp8"))
     best = max(best, 2 * device.rate("fp16"), device.rate("fp16_narrow") * 2)
@@ -173,8 +178,14 @@ def arithmetic(device: Device, way: Way) -> str:
     if way.weights.activations and kernel == "i8":
         return "int8"
     if way.weights.activations and kernel == "fp4":
-        return "fp4"
+        return "fp4" if "fp4" in device.operations_per_s else "fp16"
     return "fp16"
+
+
+def _computed_as(device: Device, way: Way) -> Kernel:
+    """The class of formats whose kernels compute the products: 4-bit floats without units for them are unpacked."""
+    has_units = arithmetic(device, way) == "fp4" and "fp4" in device.operations_per_s
+    return "i4" if way.weights.kernel == "fp4" and way.engine != "llama" and not has_units else way.weights.kernel
 
 
 def _row(device: Device, shapes: Shapes, way: Way, job: Job) -> dict[str, float]:
@@ -192,6 +203,8 @@ def _row(device: Device, shapes: Shapes, way: Way, job: Job) -> dict[str, float]
         "path_class": PATHS.index(path(device, way)),
         "engine_class": ENGINES.index(way.engine),
         "kernel_class": KERNELS.index(weights.kernel),
+        "compute_class": KERNELS.index(_computed_as(device, way)),
+        "launch_class": MAKERS.index("nvidia" if way.engine == "graph" else maker(device)),
         "link_class": LINKS.index(device.link),
         "bandwidth": device.bytes_per_s,
         "rate": device.rate(arithmetic(device, way)),

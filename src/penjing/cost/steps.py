@@ -96,11 +96,12 @@ def _compute(c: Cases, k: Constants, p: Pass) -> Array:
     each = c.experts_used / c.experts * p.tokens / read  # tokens for each expert that has any
     routed = c.routed * (1 - c.host_routed) * read * _padded(each, tile) / k.routed_compute
     dense = c.dense * (1 - c.host_dense) * _padded(p.tokens, tile) + c.head * _padded(p.outputs, tile)
-    kernel = k.compute_kernel[c.path_class, c.kernel_class]
-    share = _compute_share(c, k) * k.compute_engine[c.engine_class] * kernel
+    kernel = k.compute_kernel[c.path_class, c.compute_class]
+    share = np.minimum(_compute_share(c, k) * k.compute_engine[c.engine_class] * kernel, _MOST)
     return 2 * (dense + routed) / (c.rate * share * c.share_of_cores * c.tensor)
 
 
+_MOST = 0.95  # of a rate, that any product reaches
 _RAMP = 8.0  # tokens, up to which kernels for single vectors are used
 
 
@@ -159,7 +160,7 @@ def _host(c: Cases, k: Constants, p: Pass) -> Array:
 
 def _launches(c: Cases, k: Constants, p: Pass) -> Array:
     layers = c.layers + k.routed_launch * c.moe_layers
-    each = k.launch[c.engine_class] * k.launch_maker[c.maker_class] / k.fusion**c.age
+    each = k.launch[c.engine_class] * k.launch_maker[c.launch_class] / k.fusion**c.age
     return (
         layers * each
         + k.step[c.engine_class] * (c.split + c.pipeline - 1)

@@ -84,6 +84,7 @@ class Cases:
     micro_batch: Array
     most_sequences: Array
     share_of_cores: Array
+    threads: Array
     disk: Array
     flash: Array
     age: Array
@@ -215,7 +216,7 @@ def _row(device: Device, shapes: Shapes, way: Way, job: Job) -> dict[str, float]
         "link": device.link_bytes_per_s or (100e9 if device.link == "fabric" else 25e9),
         "host_link": device.host_link_bytes_per_s,
         "host_bandwidth": device.host_bytes_per_s or 80e9,
-        "host_rate": device.host_operations_per_s or 5e12,
+        "host_rate": device.host_operations_per_s or 10e12,
         "width": shapes.width,
         "layers": shapes.layers,
         "moe_layers": shapes.moe_layers,
@@ -250,6 +251,7 @@ def _row(device: Device, shapes: Shapes, way: Way, job: Job) -> dict[str, float]
         "micro_batch": way.micro_batch or 8192,
         "most_sequences": way.most_sequences or np.nan,
         "share_of_cores": cores,
+        "threads": way.threads or np.inf,
         "disk": way.on_disk,
         "flash": way.flash,
         "age": (way.year or _YEAR) - _YEAR,
@@ -260,5 +262,5 @@ def _row(device: Device, shapes: Shapes, way: Way, job: Job) -> dict[str, float]
         "requests": job.requests if job.requests is not None else np.nan,
         "loaded": job.loaded,
         "served": job.served,
-        "absorbed": way.engine in ("llama", "cpu", "cpu_tuned"),
+        "absorbed": way.engine in ("llama", "cpu"),
     }

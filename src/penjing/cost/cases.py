@@ -186,7 +186,16 @@ def arithmetic(device: Device, way: Way) -> str:
 def _computed_as(device: Device, way: Way) -> Kernel:
     """The class of formats whose kernels compute the products: 4-bit floats without units for them are unpacked."""
     has_units = arithmetic(device, way) == "fp4" and "fp4" in device.operations_per_s
-    return "i4" if way.weights.kernel == "fp4" and way.engine != "llama" and not has_units else way.weights.kernel
+    return (
+        "i4"
+        if way.weights.kernel == "fp4" and way.engine != "llama" and not has_units
+        else way.weights.kernel
+    )
+
+
+def _launched_like(device: Device, way: Way) -> str:
+    """Whose times of launches count: graphs that were compiled as a whole start alike everywhere."""
+    return "nvidia" if way.engine in ("graph", "compiled") else maker(device)
 
 
 def _row(device: Device, shapes: Shapes, way: Way, job: Job) -> dict[str, float]:
@@ -205,7 +214,7 @@ def _row(device: Device, shapes: Shapes, way: Way, job: Job) -> dict[str, float]
         "engine_class": ENGINES.index(way.engine),
         "kernel_class": KERNELS.index(weights.kernel),
         "compute_class": KERNELS.index(_computed_as(device, way)),
-        "launch_class": MAKERS.index("nvidia" if way.engine == "graph" else maker(device)),
+        "launch_class": MAKERS.index(_launched_like(device, way)),
         "link_class": LINKS.index(device.link),
         "bandwidth": device.bytes_per_s,
         "rate": device.rate(arithmetic(device, way)),

@@ -22,11 +22,11 @@ _COMPUTE = {  # by how products are computed; the classes of formats in the orde
     "native": (1.0, 0.85, 0.8, 0.8, 0.7, 0.8, 0.8, 0.6, 0.6, 0.4),
     "blocks": (0.85, 0.5, 0.5, 0.4, 0.3, 0.42, 0.45, 0.36, 0.36, 0.3),
     "unpacked": (1.0, 0.8, 0.8, 0.9, 0.9, 0.95, 0.95, 0.85, 0.8, 0.8),
-    "cpu": (1.0, 0.7, 0.8, 0.6, 0.6, 0.8, 0.7, 0.6, 0.5, 0.6),
+    "cpu": (1.0, 0.7, 0.8, 0.6, 0.6, 0.8, 0.7, 0.6, 0.35, 0.8),
 }
 
 PRIOR = {
-    "read_memory": _by(MEMORIES, 0.8, 0.7, 0.88, 0.8, 0.78, 0.55, 0.75),
+    "read_memory": _by(MEMORIES, 0.8, 0.65, 0.9, 0.95, 0.8, 0.55, 0.8),
     "read_engine": _by(ENGINES, 1, 1, 0.8, 0.95, 1, 1, 0.8, 1),
     "read_kernel": _by(KERNELS, 1.0, 0.9, 0.85, 0.8, 0.8, 0.95, 0.9, 0.85, 0.8, 0.7),
     "compute_maker": _by(MAKERS, 0.6, 0.4, 0.35, 0.8, 0.4, 0.4, 0.5),
@@ -39,7 +39,7 @@ PRIOR = {
     "tile": _by(ENGINES, 48, 48, 48, 48, 4, 4, 24, 48),
     "activation": _by(ENGINES, 40, 40, 120, 100, 60, 60, 60, 60),
     "attention_read": _by(ENGINES, 0.8, 0.8, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5),
-    "attention_compute": _by(ENGINES, 0.6, 0.6, 0.3, 0.4, 0.3, 0.3, 0.4, 0.3),
+    "attention_compute": _by(ENGINES, 0.6, 0.6, 0.3, 0.4, 0.12, 0.5, 0.4, 0.3),
     "launch": _by(ENGINES, 25e-6, 25e-6, 500e-6, 40e-6, 30e-6, 30e-6, 60e-6, 500e-6),
     "launch_maker": _by(MAKERS, 1, 1.3, 2, 1, 2, 4, 2),
     "step": _by(ENGINES, 1.5e-3, 2e-4, 1e-3, 2e-4, 1e-4, 1e-4, 1e-3, 1e-2),
@@ -58,7 +58,8 @@ PRIOR = {
     "host_read": 0.6,
     "host_compute": 0.3,
     "host_link": 0.7,
-    "thread_bandwidth": 0.5,
+    "thread_bandwidth": 12e9,
+    "thread_compute": 0.85,
     "overlap": 0.9,
     "request": 4e-3,
     "stream": 5e-5,
@@ -68,9 +69,10 @@ PRIOR = {
 # relative deviation (of the logarithm), by the beginning of the name; the first that fits counts
 _DEVIATION = (
     ("read_", 0.12), ("compute_kernel", 0.15), ("compute_", 0.3), ("tile", 0.5), ("activation", 0.4),
-    ("attention", 0.5), ("launch", 0.6), ("step", 0.8), ("sequence", 0.5), ("progress", 0.02), ("latency", 0.4),
-    ("link", 0.3), ("blend", 0.5), ("strain", 0.4), ("wide", 0.4), ("fusion", 0.1), ("routed", 0.3), ("host", 0.4),
-    ("thread", 0.3), ("overlap", 0.1), ("request", 0.6), ("stream", 0.8), ("tail", 0.4),
+    ("attention", 0.5), ("launch_maker", 0.25), ("launch", 0.6), ("step", 0.8), ("sequence", 0.5),
+    ("progress", 0.02), ("latency", 0.4), ("link", 0.3), ("blend", 0.5), ("strain", 0.4), ("wide", 0.4),
+    ("fusion", 0.1), ("routed", 0.3), ("host", 0.4), ("thread_bandwidth", 0.4), ("thread", 0.1),
+    ("overlap", 0.1), ("request", 0.6), ("stream", 0.8), ("tail", 0.4),
 )  # fmt: skip
 
 

@@ -1,6 +1,8 @@
 """What ships: machines by datasheet, models by shape; and files of users in the same form."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -263,3 +265,10 @@ def test_wrong_field_of_a_shape(changes: dict[str, object], expected: str, tmp_p
     """A shape that contradicts itself, or lacks something, says what."""
     with pytest.raises(BadFile, match=expected):
         catalogue.model(write_shape(tmp_path / "mine.toml", **changes))
+
+
+def test_one_name_reads_one_file() -> None:
+    """To find an entry takes no parsing of the others."""
+    code = "from penjing import catalogue as c; c.machine('rtx 4090'); print(c._shipped_machine.cache_info().currsize)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "1\n"

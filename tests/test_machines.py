@@ -128,6 +128,50 @@ def test_labels_tell_what_stands_around() -> None:
     assert catalogue.device("rtx 4090").host is None
 
 
+@pytest.mark.parametrize(
+    ("label", "name"),
+    [
+        ("NVIDIA A100 80GB PCIe", "A100 PCIe 80GB"), ("Tesla T4", "T4"), ("AMD MI300X", "Instinct MI300X"),
+        ("NVIDIA H100 80GB HBM3", "H100 SXM 80GB"), ("RTX 3090 24GB", "RTX 3090"), ("H200 141GB", "H200 SXM"),
+        ("NVIDIA GeForce RTX 4090 D", "RTX 4090 D"), ("Apple M4 Pro", "M4 Pro 64GB"),
+    ],
+)  # fmt: skip
+def test_labels_of_other_tables(label: str, name: str) -> None:
+    """Vendors, an order of words and a memory that is the usual one do not matter."""
+    assert name == catalogue.machine(label).name
+
+
+@pytest.mark.parametrize("label", ["RTX 3080 12GB", "RTX 4090 Laptop", "H100 NVL", "A10", "RTX 4080 SUPER"])
+def test_a_label_of_something_else_is_refused(label: str) -> None:
+    """A card with another memory, or another ending, is not the one that the catalogue has."""
+    with pytest.raises(UnknownName):
+        catalogue.machine(label)
+
+
+@pytest.mark.parametrize(
+    ("label", "name"),
+    [
+        ("meta-llama/Meta-Llama-3.1-8B-Instruct", "Llama-3.1-8B"), ("Qwen/Qwen2.5-7B-Instruct-AWQ", "Qwen2.5-7B"),
+        ("Qwen3-30B-A3B-Instruct-2507-FP8", "Qwen3-30B-A3B"), ("unsloth/Qwen3-8B-GGUF", "Qwen3-8B"),
+        ("mistralai/Mixtral-8x7B-Instruct-v0.1", "Mixtral-8x7B"), ("DeepSeek-V3-0324", "DeepSeek-V3"),
+        ("llama3.1:8b", "Llama-3.1-8B"), ("gemma-3-27b-it-Q4_K_M", "Gemma-3-27B"),
+        ("nvidia/Llama-3.3-70B-Instruct-FP4", "Llama-3.1-70B"), ("GLM-4.6-FP8", "GLM-4.6"),
+    ],
+)  # fmt: skip
+def test_labels_of_models(label: str, name: str) -> None:
+    """Owner, tuning, format and date of a model do not change its shape."""
+    assert name == catalogue.shape(label).name
+
+
+@pytest.mark.parametrize(
+    "label", ["google/gemma-2-9b-it", "DeepSeek-R1-Distill-Qwen-3B", "Qwen3-9B-AWQ", "Instruct"]
+)
+def test_a_label_of_another_model_is_refused(label: str) -> None:
+    """Another size or generation is not taken for the nearest."""
+    with pytest.raises(UnknownName):
+        catalogue.model(label)
+
+
 def test_a_label_without_an_entry_says_why() -> None:
     """Known devices that are not described are refused with the reason."""
     with pytest.raises(UnknownName, match="no machine for `Radxa Dragon Q8B`: Qualcomm SoC board"):
@@ -236,3 +280,9 @@ def test_the_list_of_models_tells_what_a_token_costs(capsys: pytest.CaptureFixtu
     assert found["DeepSeek-V3"]["cache_elements_per_token"] == 61 * 576
     assert found["gpt-oss-20b"]["attention"] == {"window": 12, "full": 12}
     assert found["MiniMax-M1"]["state_bytes"] == 70 * 4 * 64 * 128 * 128
+
+
+def test_the_page_counts_what_ships() -> None:
+    """The documentation says how many machines and models there are."""
+    page = (Path(__file__).parents[1] / "docs/catalogue.md").read_text("utf-8")
+    assert f"{len(MACHINES)} machines" in page and f"{len(catalogue.model_names())} models" in page

@@ -17,12 +17,15 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
+from penjing.catalogue import labels
+from penjing.catalogue.labels import plain
 from penjing.errors import UnknownName
 
 Kind = Literal["machine", "model"]
 
 _HEAD_BYTES = 1000  # the names of an entry stand in its first lines
 _LONGEST_SHOWN = 60
+_SHORTEST_PART = 2
 
 
 class Alias(Struct, frozen=True, forbid_unknown_fields=True):
@@ -56,25 +59,56 @@ def aliases(kind: Kind) -> dict[str, Alias]:
 def find(name: str, kind: Kind) -> tuple[str, Alias]:
     """The name of the entry that is meant, and the alias that led there (a plain one if none did).
 
-    Case, spaces and punctuation do not matter, and a part of a name is enough where only one has it.
+    Case, spaces and punctuation do not matter, nor what stands around a name (vendor, owner, format, date), and
+    a part of a name is enough where only one has it.
 
     Raises:
         UnknownName: no such entry, or several; names the nearest, or the reason why there is none.
     """
-    asked = plain(name)
-    names = entries(kind)
-    exact = {plain(known): known for known in names} | _repositories(kind)
-    if asked in exact:
-        return exact[asked], Alias(exact[asked])
-    if alias := {plain(label): alias for label, alias in aliases(kind).items()}.get(asked):
+    readings = list(labels.readings(name, kind))
+    alias = _written(readings, kind) or _rearranged(readings[-1], kind) or _sized(name, kind)
+    if alias:
         return _entry_of(alias, name, kind), alias
-    found = _part_of(asked, kind) if asked else set()
+    found = next(filter(None, (_part_of(plain(reading), kind) for reading in readings)), set())
     if len(found) == 1:
         (only,) = found
         return only, Alias(only)
     if found:
         raise _ambiguous(name, sorted(found), kind)
-    raise _unknown(name, names, kind)
+    raise _unknown(name, entries(kind), kind)
+
+
+def _written(readings: Iterable[str], kind: Kind) -> Alias | None:
+    """The entry or alias of which the letters and digits are those of a reading, the first that has one."""
+    known = _by_plain(kind)
+    return next((known[plain(reading)] for reading in readings if plain(reading) in known), None)
+
+
+def _rearranged(name: str, kind: Kind) -> Alias | None:
+    """The one entry with the same words in another order."""
+    meant = [known for known in entries(kind) if labels.key(known) == labels.key(name)]
+    return Alias(meant[0]) if len(meant) == 1 and name else None
+
+
+def _sized(name: str, kind: Kind) -> Alias | None:
+    """The device whose name leaves out its memory, where that is as large as `name` says."""
+    shorter, size = labels.without_size(name)
+    alias = _written([labels.bare_machine(shorter)], kind) if kind == "machine" and size else None
+    if alias is None or size is None or not alias.entry:
+        return None
+    given = re.search(
+        r"^memory_total_bytes = ([\d_]+)", entries(kind)[alias.entry].read_text("utf-8"), re.MULTILINE
+    )
+    near = given and 0.93 < int(given[1]) / (size * 10**9) < 1.08
+    return alias if near else None
+
+
+@functools.cache
+def _by_plain(kind: Kind) -> dict[str, Alias]:
+    """Aliases, repositories and entries by their letters and digits; an entry's own name goes first."""
+    found = {plain(label): alias for label, alias in aliases(kind).items()}
+    found |= {plain(repository): Alias(name) for name, repository, _ in _heads(kind) if repository}
+    return found | {plain(name): Alias(name) for name in entries(kind)}
 
 
 def nearest(name: str, names: Iterable[str]) -> list[str]:
@@ -88,14 +122,6 @@ def folder(kind: str) -> Path:
     return Path(str(resources.files("penjing"))) / "data" / kind
 
 
-def plain(name: str) -> str:
-    return "".join(_words(name[:200]))
-
-
-def _words(name: str) -> list[str]:
-    return re.findall(r"[^\W_]+(?:[.+][^\W_]*)*", name.lower())
-
-
 def _entry_of(alias: Alias, name: str, kind: Kind) -> str:
     if not alias.entry:
         raise UnknownName(
@@ -107,11 +133,13 @@ def _entry_of(alias: Alias, name: str, kind: Kind) -> str:
 
 def _part_of(asked: str, kind: Kind) -> set[str]:
     """The entries of which `asked` is a part, by the strictest rule that finds any."""
+    if len(asked) < _SHORTEST_PART:
+        return set()
     names = entries(kind)
-    labels = [(label, alias.entry) for label, alias in aliases(kind).items() if alias.entry]
+    others = [(label, alias.entry) for label, alias in aliases(kind).items() if alias.entry]
     rules: tuple[tuple[Iterable[tuple[str, str]], Callable[[str], bool]], ...] = (
         (zip(names, names, strict=True), lambda known: asked in _ends(known)),
-        (labels, lambda known: asked in _ends(known)),
+        (others, lambda known: asked in _ends(known)),
         (zip(names, names, strict=True), lambda known: asked in _runs(known)),
         (zip(names, names, strict=True), lambda known: asked in plain(known)),
     )
@@ -121,12 +149,12 @@ def _part_of(asked: str, kind: Kind) -> set[str]:
 
 def _ends(name: str) -> set[str]:
     """What a name ends with, cut between words: `NVIDIA H100` ends with `h100`."""
-    words = _words(name)
+    words = labels.words(name)
     return {"".join(words[i:]) for i in range(len(words))}
 
 
 def _runs(name: str) -> set[str]:
-    words = _words(name)
+    words = labels.words(name)
     return {"".join(words[i:j]) for i in range(len(words)) for j in range(i + 1, len(words) + 1)}
 
 
@@ -149,10 +177,6 @@ def _unknown(name: str, names: Iterable[str], kind: Kind) -> UnknownName:
 
 def _listed(names: Iterable[str], separator: str) -> str:
     return separator.join(f"`{name}`" for name in names)
-
-
-def _repositories(kind: Kind) -> dict[str, str]:
-    return {plain(repository): name for name, repository, _ in _heads(kind) if repository}
 
 
 @functools.cache

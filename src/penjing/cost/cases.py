@@ -37,6 +37,8 @@ class Cases:
     path_class: Array
     engine_class: Array
     kernel_class: Array
+    compute_class: Array
+    launch_class: Array
     link_class: Array
     bandwidth: Array
     rate: Array
@@ -82,6 +84,7 @@ class Cases:
     micro_batch: Array
     most_sequences: Array
     share_of_cores: Array
+    threads: Array
     disk: Array
     flash: Array
     age: Array
@@ -141,9 +144,12 @@ def path(device: Device, way: Way) -> str:
     return "unpacked" if device.vendor in ("apple", "intel") else "blocks"
 
 
+_LEAST_WATTS = 50.0  # below, a published power is that of light load, and not a limit
+
+
 def strain(device: Device) -> float:
     """Operations for each joule of the power limit, relative to 1.5e12: chips with more run below their clock."""
-    if device.watts is None or device.kind not in ("datacenter", "consumer", "npu"):
+    if device.watts is None or device.watts < _LEAST_WATTS or device.kind in ("cpu", "apple"):
         return 1.0
     best = max(device.operations_per_s.get(name, 0.0) for name in ("int8", "fp8"))
     best = max(best, 2 * device.rate("fp16"), device.rate("fp16_narrow") * 2)
@@ -173,8 +179,23 @@ def arithmetic(device: Device, way: Way) -> str:
     if way.weights.activations and kernel == "i8":
         return "int8"
     if way.weights.activations and kernel == "fp4":
-        return "fp4"
+        return "fp4" if "fp4" in device.operations_per_s else "fp16"
     return "fp16"
+
+
+def _computed_as(device: Device, way: Way) -> Kernel:
+    """The class of formats whose kernels compute the products: 4-bit floats without units for them are unpacked."""
+    has_units = arithmetic(device, way) == "fp4" and "fp4" in device.operations_per_s
+    return (
+        "i4"
+        if way.weights.kernel == "fp4" and way.engine != "llama" and not has_units
+        else way.weights.kernel
+    )
+
+
+def _launched_like(device: Device, way: Way) -> str:
+    """Whose times of launches count: graphs that were compiled as a whole start alike everywhere."""
+    return "nvidia" if way.engine in ("graph", "compiled") else maker(device)
 
 
 def _row(device: Device, shapes: Shapes, way: Way, job: Job) -> dict[str, float]:
@@ -192,6 +213,8 @@ def _row(device: Device, shapes: Shapes, way: Way, job: Job) -> dict[str, float]
         "path_class": PATHS.index(path(device, way)),
         "engine_class": ENGINES.index(way.engine),
         "kernel_class": KERNELS.index(weights.kernel),
+        "compute_class": KERNELS.index(_computed_as(device, way)),
+        "launch_class": MAKERS.index(_launched_like(device, way)),
         "link_class": LINKS.index(device.link),
         "bandwidth": device.bytes_per_s,
         "rate": device.rate(arithmetic(device, way)),
@@ -202,7 +225,7 @@ def _row(device: Device, shapes: Shapes, way: Way, job: Job) -> dict[str, float]
         "link": device.link_bytes_per_s or (100e9 if device.link == "fabric" else 25e9),
         "host_link": device.host_link_bytes_per_s,
         "host_bandwidth": device.host_bytes_per_s or 80e9,
-        "host_rate": device.host_operations_per_s or 5e12,
+        "host_rate": device.host_operations_per_s or 10e12,
         "width": shapes.width,
         "layers": shapes.layers,
         "moe_layers": shapes.moe_layers,
@@ -237,6 +260,7 @@ def _row(device: Device, shapes: Shapes, way: Way, job: Job) -> dict[str, float]
         "micro_batch": way.micro_batch or 8192,
         "most_sequences": way.most_sequences or np.nan,
         "share_of_cores": cores,
+        "threads": way.threads or np.inf,
         "disk": way.on_disk,
         "flash": way.flash,
         "age": (way.year or _YEAR) - _YEAR,
@@ -247,5 +271,5 @@ def _row(device: Device, shapes: Shapes, way: Way, job: Job) -> dict[str, float]
         "requests": job.requests if job.requests is not None else np.nan,
         "loaded": job.loaded,
         "served": job.served,
-        "absorbed": way.engine in ("llama", "cpu", "cpu_tuned"),
+        "absorbed": way.engine in ("llama", "cpu"),
     }

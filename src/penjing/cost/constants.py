@@ -56,7 +56,8 @@ class Constants:
         step: seconds for each pass. sequence: seconds for each token that is drawn.
         routed_read, routed_compute: factors of the shares in routed experts.
         latency: seconds of an exchange between two. link: share of the link's rate. overlap: of stages that overlap.
-        host_read, host_compute, host_link: shares on the host. thread_bandwidth: exponent of the share of cores.
+        host_read, host_compute, host_link: shares on the host. thread_bandwidth: bytes per second of a
+            thread. thread_compute: exponent of the share of cores.
         request, stream: seconds that a server spends on a request and on a token. tail: of the longest answer.
     """
 
@@ -89,6 +90,7 @@ class Constants:
     host_compute: float
     host_link: float
     thread_bandwidth: float
+    thread_compute: float
     overlap: float
     request: float
     stream: float

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from penjing.cost.cases import Array, Cases
+from penjing.cost.cases import MEMORIES, Array, Cases
 from penjing.cost.constants import Constants
 
 
@@ -76,10 +76,19 @@ def _blend(k: Constants, one: Array, other: Array) -> Array:
 
 
 def _bandwidth(c: Cases, k: Constants) -> Array:
-    """Bytes per second that reading weights reaches on one device."""
-    share = k.read_memory[c.memory_class] * k.read_engine[c.engine_class]
-    threads = c.share_of_cores**k.thread_bandwidth
-    return c.bandwidth * share * threads
+    """Bytes per second that reading weights reaches on one device: what its memory gives, or its threads can take."""
+    there = c.bandwidth * _memory_share(c, k) * k.read_engine[c.engine_class]
+    taken = c.threads * k.thread_bandwidth
+    return np.where(np.isinf(taken), there, (there**-4.0 + np.minimum(taken, 1e18) ** -4.0) ** -0.25)
+
+
+def _memory_share(c: Cases, k: Constants) -> Array:
+    """Of the datasheet's bandwidth, by kind of memory. That which processor and GPU share counts beside GDDR."""
+    beside = np.where(c.memory_class == _SHARED, k.read_memory[_GDDR], 1.0)
+    return k.read_memory[c.memory_class] * beside
+
+
+_SHARED, _GDDR = MEMORIES.index("shared"), MEMORIES.index("gddr")
 
 
 def _memory(c: Cases, k: Constants, p: Pass) -> Array:
@@ -96,11 +105,12 @@ def _compute(c: Cases, k: Constants, p: Pass) -> Array:
     each = c.experts_used / c.experts * p.tokens / read  # tokens for each expert that has any
     routed = c.routed * (1 - c.host_routed) * read * _padded(each, tile) / k.routed_compute
     dense = c.dense * (1 - c.host_dense) * _padded(p.tokens, tile) + c.head * _padded(p.outputs, tile)
-    kernel = k.compute_kernel[c.path_class, c.kernel_class]
-    share = _compute_share(c, k) * k.compute_engine[c.engine_class] * kernel
-    return 2 * (dense + routed) / (c.rate * share * c.share_of_cores * c.tensor)
+    kernel = k.compute_kernel[c.path_class, c.compute_class]
+    share = np.minimum(_compute_share(c, k) * k.compute_engine[c.engine_class] * kernel, _MOST)
+    return 2 * (dense + routed) / (c.rate * share * c.share_of_cores**k.thread_compute * c.tensor)
 
 
+_MOST = 0.95  # of a rate, that any product reaches
 _RAMP = 8.0  # tokens, up to which kernels for single vectors are used
 
 
@@ -123,7 +133,7 @@ def _compute_share(c: Cases, k: Constants) -> Array:
 def _activations(c: Cases, k: Constants, p: Pass) -> Array:
     """Reading and writing what goes from kernel to kernel: bytes for each token, layer and element of its width."""
     n_bytes = k.activation[c.engine_class] * p.tokens * c.layers * c.width / c.tensor
-    return n_bytes / (c.bandwidth * k.read_memory[c.memory_class])
+    return n_bytes / (c.bandwidth * _memory_share(c, k))
 
 
 def _attention(c: Cases, k: Constants, p: Pass) -> Array:
@@ -136,14 +146,14 @@ def _attention(c: Cases, k: Constants, p: Pass) -> Array:
         * (c.read_bytes * far + c.index_read_bytes * p.seen + c.window_read_bytes * near + 2 * c.state_bytes)
         / heads
     )
-    reading = n_bytes / (c.bandwidth * k.read_memory[c.memory_class] * k.attention_read[c.engine_class])
+    reading = n_bytes / (c.bandwidth * _memory_share(c, k) * k.attention_read[c.engine_class])
     alone = p.together <= 1
     wide = np.where((alone | (c.absorbed > 0)) & (c.latent_attention > 0), c.latent_attention, c.attention)
     pairs = p.tokens * (wide * far + c.window_attention * near) / c.tensor
     share = np.where(c.flash > 0, k.attention_compute[c.engine_class], k.attention_plain) * _compute_share(
         c, k
     )
-    return _blend(k, reading, 2 * pairs / (c.wide_rate * share * c.share_of_cores))
+    return _blend(k, reading, 2 * pairs / (c.wide_rate * share * c.share_of_cores**k.thread_compute))
 
 
 def _host(c: Cases, k: Constants, p: Pass) -> Array:
@@ -159,7 +169,7 @@ def _host(c: Cases, k: Constants, p: Pass) -> Array:
 
 def _launches(c: Cases, k: Constants, p: Pass) -> Array:
     layers = c.layers + k.routed_launch * c.moe_layers
-    each = k.launch[c.engine_class] * k.launch_maker[c.maker_class] / k.fusion**c.age
+    each = k.launch[c.engine_class] * k.launch_maker[c.launch_class] / k.fusion**c.age
     return (
         layers * each
         + k.step[c.engine_class] * (c.split + c.pipeline - 1)

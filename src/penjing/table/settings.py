@@ -12,14 +12,14 @@ from penjing.table.rows import Row
 
 # the first pattern that an engine's name has decides
 _ENGINES: tuple[tuple[str, Engine], ...] = (
-    (r"flexgen|flexllmgen|zero-inference|airllm|aerial", "offload"),
-    (r"openvino|neuron|tt-|tt_|tenstorrent|qnn|npe|executorch|litert|optimum.?(habana|intel)|sambanova|maxtext|jetstream",
-     "graph"),
+    (r"flexgen|flexllmgen|zero-inference|airllm", "offload"),
+    (r"openvino|qnn|npe|executorch|litert", "graph"),
+    (r"neuron|nxd|tt-|tt_|ttnn|tenstorrent|optimum.?habana|sambanova|maxtext|jetstream", "compiled"),
     (r"ik_llama|t-mac|bitnet\.cpp|ktransformers|kt-kernel|xft|ipex|amx", "cpu_tuned"),
     (r"llama\.?cpp|llamacpp|ollama|llamafile|lm.?studio|kobold|ggml|ds4", "llama"),
     (r"vllm|sglang|tensorrt|trt|fastertransformer|lmdeploy|turbomind|mindie|tgi|internal|ppl|xllm|atom|nim\b",
      "serving"),
-    (r"transformers|accelerate|deepspeed|megatron|petals|eager|hugging|\bhf\b|optimum|habana|pytorch\)?$", "eager"),
+    (r"transformers|accelerate|deepspeed|megatron|petals|eager|hugging|\bhf\b|optimum|pytorch\)?$", "eager"),
     (r"\w", "compiled"),
 )  # fmt: skip
 

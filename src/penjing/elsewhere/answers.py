@@ -185,7 +185,7 @@ def _too_large(a: Appraised, i: int) -> str:
         return "its weights exceed the memory behind the devices"
     if a.needed[i] > a.room[i]:
         return f"it needs {show_bytes(float(a.needed[i]))} on its devices, which hold {show_bytes(float(a.room[i]))}"
-    return f"the memory holds {int(a.sequences[i])} users at once, not {a.workload.users}"
+    return f"the memory holds {_users(int(a.sequences[i]))} at once, not {a.workload.users}"
 
 
 def _obstacle(a: Appraised) -> str:
@@ -216,7 +216,7 @@ def _refuse(model: Model, hardware: Hardware, a: Appraised) -> Exception:
         each = float(a.room[i]) / max(1, a.plans[i][1].devices)
         return DoesNotFit(
             f"`{model.name}` needs {show_bytes(float(a.needed[i]))} as {in_words(a, i)}, with a context of "
-            f"{workload.cache_tokens} for {workload.users} users; `{hardware.name}` holds "
+            f"{workload.cache_tokens} for {_users(workload.users)}; `{hardware.name}` holds "
             f"{show_bytes(float(a.room[i]))}",
             hint=f"about {max(2, -(-int(a.needed[i]) // max(1, int(each))))} of them: "
             f"penjing need {model.name!r} --users {workload.users}",
@@ -228,6 +228,10 @@ def _refuse(model: Model, hardware: Hardware, a: Appraised) -> Exception:
         f"{show_seconds(float(a.first[i]))} and {show_number(1 / float(a.each[i]))} tok/s for each user",
         hint=f"--first-token {float(a.first[i]) * 1.1:.2g} --min-decode {0.9 / float(a.each[i]):.2g}",
     )
+
+
+def _users(count: int) -> str:
+    return f"{count} users" if count > 1 else "1 user"
 
 
 def _notes(hardware: Hardware) -> list[str]:

@@ -53,7 +53,7 @@ def machine(m: Machine) -> None:
          ", ".join(f"{r.threads}: {show_bytes(r.read_bytes_per_s)}/s" for r in t.by_threads))
         for t in m.tiers
     ]  # fmt: skip
-    _print(_table(("tier", "capacity", "read", "128 KiB random", "by threads"), rows))
+    print_table(table(("tier", "capacity", "read", "128 KiB random", "by threads"), rows))
 
 
 def kernels(rates: KernelRates, m: Machine, shape: str) -> None:
@@ -71,7 +71,7 @@ def kernels(rates: KernelRates, m: Machine, shape: str) -> None:
     engine = f"{rates.engine_version} ({rates.timings[0].kernel.build})"
     print(f"\nmatrix {shape}, {threads} threads, {engine}; in brackets: of the read rate of memory")
     header = ("type", "bits", "layout", "weights, batch 1", "bytes, batch 1", f"batch {batch}")
-    _print(_table(header, rows))
+    print_table(table(header, rows))
     if lost := disturbed(rates):
         print(f"{lost} disturbed rounds were thrown away: other work took the cores")
 
@@ -96,7 +96,7 @@ def _kernel_row(timings: Sequence[KernelTiming], dram: Tier | None) -> tuple[str
 
 def engines(found: Iterable[dict[str, Any]]) -> None:
     rows = [(e["name"], e["version"], e.get("compiler", ""), e.get("path") or e["why"]) for e in found]
-    _print(_table(("engine", "version", "compiled here with", "where"), rows))
+    print_table(table(("engine", "version", "compiled here with", "where"), rows))
 
 
 def machines(found: Iterable[Machine]) -> None:
@@ -108,7 +108,7 @@ def machines(found: Iterable[Machine]) -> None:
         )
         rows.append((m.name, tier.name if tier else "", _size(tier.capacity_bytes if tier else None),
                      _rate(tier.read_bytes_per_s if tier else None), peak))  # fmt: skip
-    _print(_table(("machine", "memory", "capacity", "read", "peak Tops/s"), rows))
+    print_table(table(("machine", "memory", "capacity", "read", "peak Tops/s"), rows))
 
 
 def summary(m: Model) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def models(found: Iterable[Model]) -> None:
          f"{m.experts_used} of {m.experts}" if m.experts else "", str(m.context_tokens))
         for m in found
     ]  # fmt: skip
-    _print(_table(("model", "weights", "active", "layers", "experts", "context"), rows))
+    print_table(table(("model", "weights", "active", "layers", "experts", "context"), rows))
 
 
 def plan(p: Plan) -> None:
@@ -145,10 +145,10 @@ def plan(p: Plan) -> None:
     print(f"chosen: {chosen.why}")
     print(_knobs(chosen))
     others = [(p.default.why or "engine's default", p.default)] if p.default and not chosen.is_default else []
-    _print(_comparison([("chosen", chosen), *others]))
+    print_table(_comparison([("chosen", chosen), *others]))
     print(_memory_line(chosen.memory))
     if p.refused:
-        _print(_table(("not chosen", "why"), [(r.what, r.why) for r in p.refused]))
+        print_table(table(("not chosen", "why"), [(r.what, r.why) for r in p.refused]))
     for note in p.notes:
         print(f"note: {note}")
 
@@ -165,7 +165,7 @@ def ablation(report: dict[str, Any]) -> None:
         times = show_seconds(total), f"{total / first:.2f}"
         rows.append((name, *speeds, *times, show_bytes(chosen.n_bytes), show_number(step["kld"])))
         told.append(f"{name}: {what}")
-    _print(_table(("", "prefill", "decode", "workload", "of the default", "size", "predicted KLD"), rows))
+    print_table(table(("", "prefill", "decode", "workload", "of the default", "size", "predicted KLD"), rows))
     print("\n".join(told))
     print(report["verdict"])
 
@@ -179,7 +179,7 @@ def predicted_beside_measured(predicted: Predicted, measured: Measured, chosen: 
         _proof("peak memory", predicted.peak_memory_bytes, measured.peak_memory_bytes, show_bytes),
     ]
     print(file=sys.stderr)
-    _print(_table(("", "predicted", "interval", "measured", "off by"), rows), to_stderr=True)
+    print_table(table(("", "predicted", "interval", "measured", "off by"), rows), to_stderr=True)
     print(
         f"{measured.prompt_tokens} prompt + {measured.answer_tokens} answer tokens; {_knobs(chosen)}",
         file=sys.stderr,
@@ -200,7 +200,7 @@ def bench(report: dict[str, Any]) -> None:
         row = _proof(label, getattr(estimate, name), getattr(result, name).value, shown)
         rows.append((*row, _median(getattr(default, name), shown) if default else ""))
     print(f"{report['model']}, {report['engine_version']}, {result.total_seconds.count} rounds")
-    _print(_table(("", "predicted", "interval", "measured", "off by", "engine's default"), rows))
+    print_table(table(("", "predicted", "interval", "measured", "off by", "engine's default"), rows))
     if report["ratio_to_default"] is not None:
         print(f"total time over the default's: {report['ratio_to_default']:.3f}")
 
@@ -212,7 +212,7 @@ def calibrated(done: Calibrated) -> None:
 
 def built(b: Built) -> None:
     """The finalists, the file that was kept, and what it lost: predicted beside measured."""
-    _print(_table(
+    print_table(table(
         ("built", "bits per weight", "size", "predicted KLD", "measured KLD"), map(_finalist, b.finalists)
     ))  # fmt: skip
     types = ", ".join(f"{count} {kind}" for kind, count in b.tensor_types.items())
@@ -260,7 +260,7 @@ def _divergence(columns: Sequence[tuple[str, dict[str, Any]]]) -> None:
         ("perplexity ratio", *(f"{r['ppl_ratio']:.4f}" for r in found)),
         ("tokens", *(str(r["tokens"]) for r in found)),
     ]
-    _print(_table(("against the source", *(name for name, _ in columns)), rows))
+    print_table(table(("against the source", *(name for name, _ in columns)), rows))
 
 
 def _with_error(report: dict[str, Any], name: str) -> str:
@@ -286,7 +286,7 @@ def _comparison(columns: Sequence[tuple[str, Chosen]]) -> Table:
         ("memory", *(_estimate(c.estimate.memory_bytes, show_bytes) for _, c in columns)),
         ("KL divergence", *(_estimate(c.estimate.kld, show_number) for _, c in columns)),
     ]
-    return _table(("", *(name for name, _ in columns)), rows)
+    return table(("", *(name for name, _ in columns)), rows)
 
 
 def _knobs(chosen: Chosen) -> str:
@@ -355,7 +355,7 @@ def _or_unknown(value: object) -> str:
     return _UNKNOWN if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     from rich import box
     from rich.table import Table
 
@@ -367,7 +367,7 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     return table
 
 
-def _print(table: Table, *, to_stderr: bool = False) -> None:
+def print_table(table: Table, *, to_stderr: bool = False) -> None:
     from rich.console import Console
 
     stream = sys.stderr if to_stderr else sys.stdout

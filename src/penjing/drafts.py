@@ -113,7 +113,7 @@ def _more(size: Estimate, extra: int) -> Estimate:
 
 
 def cache_name(path: Path, model: Model, machine: Machine, settings: Settings, engine_version: str) -> str:
-    """Where the report is kept: it depends on what a pass takes, so on build, layout and threads of decode."""
-    place = f"{machine.cpu} {machine.cores} {engine_version} {settings.build} {settings.repack} {settings.threads}"
+    """Where the report is kept: what a check takes depends on the build and the layout that decode uses."""
+    place = f"{machine.cpu} {machine.cores} {engine_version} {settings.build} {settings.repack}"
     what = fingerprint([Path(f) for f in model.files] or [path])
     return f"drafts/{what}-{hashlib.sha256(place.encode()).hexdigest()[:12]}.json"

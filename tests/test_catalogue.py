@@ -1,6 +1,8 @@
 """What ships: machines by datasheet, models by shape; and files of users in the same form."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -9,65 +11,10 @@ import pytest
 from penjing import catalogue, gguf
 from penjing.errors import BadFile, UnknownName
 from penjing.fetch import shipped_model
-from penjing.gguf import families
 from penjing.model import Layer
 
 MODELS = {model.name: model for model in catalogue.models()}
 MACHINES = {machine.name: machine for machine in catalogue.machines()}
-
-# Weights of the text part, without draft heads: sums over published lists of tensors, or counted from the
-# dimensions by another program. Here again, so that a slip in an entry does not go with its own check.
-WEIGHTS = {
-    "SmolLM2-135M": 134_515_008,
-    "Qwen3-0.6B": 596_049_920,
-    "Qwen3-1.7B": 1_720_574_976,
-    "Qwen3-4B": 4_022_468_096,
-    "Qwen3-8B": 8_190_735_360,
-    "Qwen3-32B": 32_762_123_264,
-    "Qwen3-30B-A3B": 30_532_122_624,
-    "Qwen3-235B-A22B": 235_093_634_560,
-    "Qwen3.5-4B": 4_205_751_296,
-    "Qwen3.5-35B-A3B": 34_660_610_688,
-    "GLM-4.5": 352_797_829_024,
-    "GLM-4.6": 352_797_829_024,
-    "gpt-oss-20b": 20_914_757_184,
-    "gpt-oss-120b": 116_829_156_672,
-    "DeepSeek-V3": 671_026_419_200,
-    "MiniMax-M2": 228_689_764_864,
-    "Hunyuan-A13B": 80_393_183_232,
-    "ERNIE-4.5-21B-A3B": 21_825_437_888,
-    "Gemma-3-4B": 3_880_099_328,
-}
-# Cache elements that every token of the context takes, over all layers; windows are not counted.
-CACHE = {"DeepSeek-V3": 61 * 576, "GLM-4.5": 92 * 2048, "gpt-oss-20b": 12 * 1024, "Qwen3.5-4B": 8 * 2048}
-
-
-def test_all_models_are_counted() -> None:
-    """No entry ships without a count to check it."""
-    assert WEIGHTS.keys() == MODELS.keys()
-
-
-@pytest.mark.parametrize("name", WEIGHTS)
-def test_weights_of_a_shape(name: str) -> None:
-    """The tensors grown from a shape hold, to the last weight, what the published model holds."""
-    assert WEIGHTS[name] == MODELS[name].n_weights
-
-
-@pytest.mark.parametrize("name", WEIGHTS)
-def test_names_are_those_of_gguf(name: str) -> None:
-    """The reader of GGUF gives every grown tensor the role that it was grown with."""
-    model = MODELS[name]
-    family = families.FAMILIES[model.architecture]
-    assert {t.name: t.role for t in model.tensors} == {
-        t.name: families.role_of(families.place_of(t.name), family) for t in model.tensors
-    }
-
-
-@pytest.mark.parametrize("name", CACHE)
-def test_cache_of_a_shape(name: str) -> None:
-    """Layers that attend to everything cache the published number of elements per token."""
-    layers = [layer for layer in MODELS[name].layers if layer.attention in ("full", "latent")]
-    assert CACHE[name] == sum(layer.key_width + layer.value_width for layer in layers)
 
 
 def test_shape_agrees_with_the_real_file() -> None:
@@ -97,7 +44,7 @@ def test_experts_are_active_by_their_share() -> None:
 def test_experts_come_in_the_type_of_their_makers() -> None:
     """gpt-oss is published in MXFP4, so that the 120b fits 65 GB; asking for f16 gives f16."""
     assert pytest.approx(MODELS["gpt-oss-120b"].n_bytes, rel=0.01) == 65.4e9
-    assert 2 * WEIGHTS["gpt-oss-120b"] == pytest.approx(
+    assert 2 * MODELS["gpt-oss-120b"].n_weights == pytest.approx(
         catalogue.model("gpt-oss-120b", "f16").n_bytes, rel=0.001
     )
 
@@ -139,7 +86,12 @@ def test_forgiving_names_of_models(name: str) -> None:
         ("4090", "RTX 4090"),
         ("H20", "H20"),
         ("m4max", "M4 Max 128GB"),
-        ("epyc", "EPYC 9355 384GB"),
+        ("epyc 9355", "EPYC 9355 384GB"),
+        ("M3 Ultra", "M3 Ultra 512GB"),
+        ("b200", "B200 SXM 180GB"),
+        ("910b", "Ascend 910B3"),
+        ("h100", "H100 SXM 80GB"),
+        ("NVIDIA GeForce RTX 4090 24GB", "RTX 4090"),
     ],
 )
 def test_forgiving_names_of_machines(name: str, found: str) -> None:
@@ -167,30 +119,9 @@ def test_names_of_nothing(name: str) -> None:
 def test_part_of_several_names() -> None:
     """A part that several entries have is refused with the list of them."""
     with pytest.raises(
-        UnknownName, match="could be 2 machines of the catalogue: `RTX 3060 12GB`, `RTX 4090`"
+        UnknownName, match="could be 4 machines of the catalogue: `EPYC 7773X 1024GB`, `EPYC 9005 768GB`"
     ):
-        catalogue.machine("RTX")
-
-
-@pytest.mark.parametrize("name", MACHINES)
-def test_every_number_of_a_machine_has_a_source(name: str) -> None:
-    """Each rate says where it was read, and none claims to have been measured."""
-    machine = MACHINES[name]
-    figures = [tier.read_bytes_per_s for tier in machine.tiers] + [
-        c.operations_per_s for c in machine.compute
-    ]
-    assert all(figure.note and figure.source in ("datasheet", "assumed") for figure in figures)
-    assert machine.sources and machine.captured
-
-
-@pytest.mark.parametrize("name", MACHINES)
-def test_sizes_of_a_machine_are_plausible(name: str) -> None:
-    """Memory reads between 10 GB/s and 10 TB/s, and a processor computes more than it reads."""
-    machine = MACHINES[name]
-    (tier,) = machine.tiers
-    assert 1e10 < (tier.read_bytes_per_s.value or 0) < 1e13
-    assert tier.capacity_bytes == machine.memory_total_bytes == machine.usable_memory_bytes
-    assert all((c.operations_per_s.value or 0) > (tier.read_bytes_per_s.value or 0) for c in machine.compute)
+        catalogue.machine("EPYC")
 
 
 @pytest.mark.parametrize("name", MACHINES)
@@ -214,6 +145,10 @@ def test_machine_of_a_user(tmp_path: Path) -> None:
     machine = catalogue.machine(write_machine(tmp_path / "mine.toml", GOOD))
     assert (machine.name, machine.memory_total_bytes, machine.cores.physical) == ("mine", None, None)
     assert machine.tiers[0].read_bytes_per_s.value == 2e10
+    assert (
+        catalogue.machine(write_machine(tmp_path / "mine.toml", GOOD.replace("8_000_000_000", "8e9")))
+        == machine
+    )
 
 
 SIZE, RATE = "8_000_000_000", "2e10"
@@ -226,6 +161,13 @@ PLACE, RATE_PLACE = r"at `tiers\[0\].capacity_bytes`: ", r"at `tiers\[0\].read_b
         (SIZE, '"8 GB"', PLACE + r"Expected `int \| null`, got `str` \(in bytes\)"),
         (SIZE, "0", PLACE + r"expected more than 0, got 0 \(in bytes\)"),
         (RATE, '"fast"', RATE_PLACE + r"Expected .* \(in bytes per second\)"),
+        (
+            RATE,
+            "8000",
+            RATE_PLACE + "8000 is not plausible, expected 1e.08 to 1e.15; 8 TB/s are 8e12, .*bytes per s",
+        ),
+        (RATE, "8", RATE_PLACE + "8 is not plausible"),
+        (SIZE, "80", PLACE + "80 is not plausible, expected .* 16 GiB are 17_179_869_184 .in bytes"),
         (RATE, "0", RATE_PLACE + r"expected more than 0, got 0.0 \(in bytes per second\)"),
         (RATE, "-1.5", "expected more than 0, got -1.5"),
         (RATE, "nan", "expected more than 0, got nan"),
@@ -233,6 +175,12 @@ PLACE, RATE_PLACE = r"at `tiers\[0\].capacity_bytes`: ", r"at `tiers\[0\].read_b
         ("assumed", "guess", "Invalid enum value 'guess'"),
         ("read_bytes", "read_byte", r"missing required field `read_bytes_per_s` \(in bytes per second\)"),
         ("capacity", "speed = 3\ncapacity", r"at `tiers\[0\].speed`: there is no such field; known are name"),
+        (
+            '{ value = 2e10, source = "assumed" }',
+            "2e10",
+            r"Expected `object`.* write `{ value = 1e12, source = ",
+        ),
+        ("value = 2e10, ", "values = 2e10, ", "read_bytes_per_s.values`: there is no such field"),
         ("value", "values = 1, value", "read_bytes_per_s.values`: there is no such field"),
         (GOOD, "", "missing required field `capacity_bytes`"),
     ],
@@ -300,6 +248,8 @@ def test_shape_of_a_user(tmp_path: Path) -> None:
         ({"layers": 10**6}, "at `layers`: Expected `int` <= 512"),
         ({"width": "64"}, "at `width`: Expected `int`, got `str`"),
         ({"colour": "red"}, "contains unknown field `colour`"),
+        ({"widht": 3}, "contains unknown field `widht`, did you mean `width`"),
+        ({"grouped": {"heads": 4, "kv_head": 4}}, "unknown field `kv_head`, did you mean `kv_heads`"),
         ({"grouped": None}, "needs one of the tables `grouped` and `latent`"),
         ({"grouped": {"heads": 4}}, "at `grouped`: missing required field `kv_heads`"),
         ({"hidden": None}, "needs `hidden` or the table `experts`"),
@@ -315,3 +265,10 @@ def test_wrong_field_of_a_shape(changes: dict[str, object], expected: str, tmp_p
     """A shape that contradicts itself, or lacks something, says what."""
     with pytest.raises(BadFile, match=expected):
         catalogue.model(write_shape(tmp_path / "mine.toml", **changes))
+
+
+def test_one_name_reads_one_file() -> None:
+    """To find an entry takes no parsing of the others."""
+    code = "from penjing import catalogue as c; c.machine('rtx 4090'); print(c._shipped_machine.cache_info().currsize)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "1\n"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from msgspec import Struct
 
 from penjing.figures import Figure
@@ -54,6 +56,17 @@ class Compute(Struct, frozen=True):
     operations_per_s: Figure
 
 
+class Link(Struct, frozen=True):
+    """What joins an accelerator to others of its kind (`peer`) or to the computer around it (`host`).
+
+    bytes_per_s: in one direction, of all lanes of one accelerator together.
+    """
+
+    to: Literal["peer", "host"]
+    kind: str  # "NVLink 4", "PCIe 5.0 x16"
+    bytes_per_s: Figure
+
+
 class Accelerator(Struct, frozen=True):
     """A GPU or NPU that a vendor's tool reports."""
 
@@ -78,6 +91,10 @@ class Machine(Struct, frozen=True):
     Units:
         memory_limit_bytes: what the cgroup, or the user, allows; None where nothing limits.
         captured: ISO time of the probe, or the date of the catalogue entry.
+        count: how many of it there are, all figures being those of one.
+        kind: "datacenter GPU", "laptop CPU" and the like. released: year.
+        power_watts: what it is built to draw. price_usd: of one, as its note says when and where.
+        die_area_mm2: of the logic made on `process`, memory stacks aside.
     """
 
     name: str
@@ -96,6 +113,15 @@ class Machine(Struct, frozen=True):
     load_average: float | None = None
     captured: str = ""
     sources: tuple[str, ...] = ()
+    vendor: str = ""
+    kind: str = ""
+    released: int | None = None
+    process: str = ""
+    links: tuple[Link, ...] = ()
+    power_watts: Figure | None = None
+    price_usd: Figure | None = None
+    die_area_mm2: Figure | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def usable_memory_bytes(self) -> int | None:
@@ -105,3 +131,8 @@ class Machine(Struct, frozen=True):
 
     def tier(self, name: str) -> Tier | None:
         return next((t for t in self.tiers if t.name == name), None)
+
+    def link(self, to: Literal["peer", "host"]) -> Link | None:
+        """The way to `to`; accelerators without a link of their own reach each other through the host."""
+        own = next((link for link in self.links if link.to == to), None)
+        return own or next((link for link in self.links if to == "peer" and link.to == "host"), None)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-AttentionKind = Literal["full", "window", "latent", "recurrent", "none"]
+AttentionKind = Literal["full", "window", "latent", "compressed", "recurrent", "none"]
 
 Role = Literal[
     "token_embedding", "output", "norm", "bias",
@@ -55,6 +55,9 @@ class Layer(Struct, frozen=True):
             (MLA) the latent and its rotary key as `key_width`, and 0.
         heads: query heads. window_tokens: what a `window` layer can see; None for the others.
         state_bytes: fixed memory per sequence of a `recurrent` layer (convolution and state, F32).
+        borrowed_width: elements per token of another layer's cache that it reads, having none of its own.
+        compression: tokens that share one entry of a `compressed` layer, which keeps its window beside them.
+        index_width: elements per entry that an indexer keeps and reads, to choose `top_tokens` entries.
     """
 
     attention: AttentionKind
@@ -63,6 +66,28 @@ class Layer(Struct, frozen=True):
     value_width: int = 0
     window_tokens: int | None = None
     state_bytes: int = 0
+    borrowed_width: int = 0
+    compression: int = 1
+    index_width: int = 0
+    top_tokens: int | None = None
+
+    def kept_elements(self, tokens: int) -> float:
+        """Elements of cache after so many tokens of one sequence; the state is not among them."""
+        width = self.key_width + self.value_width
+        recent = min(tokens, self.window_tokens or tokens)
+        if self.attention == "compressed":
+            return width * recent + (width + self.index_width) * tokens / self.compression
+        return (width + self.index_width) * recent
+
+    def read_elements(self, tokens: int) -> float:
+        """Elements of cache that the next token reads after so many; where an indexer chooses, what it does."""
+        width = self.key_width + self.value_width + self.borrowed_width
+        recent = min(tokens, self.window_tokens or tokens)
+        if self.attention == "compressed":
+            entries = tokens / self.compression
+            chosen = min(entries, self.top_tokens or entries)
+            return width * (recent + chosen) + self.index_width * entries
+        return width * min(recent, self.top_tokens or recent) + self.index_width * recent
 
 
 class Model(Struct, frozen=True):

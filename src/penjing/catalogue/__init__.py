@@ -2,48 +2,83 @@
 
 An entry is one small TOML file under `data/`, with a source behind its numbers. A user's own file
 has the same form; `machine("my.toml")` and `model("my.toml")` read it, checked field by field.
+Labels that tables of measurements use for devices and models are names too (`data/aliases/`).
 """
 
 from __future__ import annotations
 
-import difflib
 import functools
-import re
-from collections.abc import Iterable
-from importlib import resources
 from pathlib import Path
 
-from penjing.catalogue.files import read_machine, read_shape
+from msgspec import Struct
+from msgspec.structs import replace
+
+from penjing.catalogue import names
+from penjing.catalogue.controls import Rules
+from penjing.catalogue.files import read_machine, read_rules, read_shape
 from penjing.catalogue.grow import Types, grow
+from penjing.catalogue.names import nearest
 from penjing.catalogue.shape import Shape
 from penjing.errors import UnknownName
 from penjing.machine import Machine
 from penjing.model import Model
 
+__all__ = [
+    "Device", "device", "machine", "machine_names", "machines", "model", "model_names", "models", "nearest",
+    "rules", "shape",
+]  # fmt: skip
+
+
+class Device(Struct, frozen=True):
+    """What a table of measurements calls a device.
+
+    units: how many of `machine` one of them is. host: the machine whose processor and memory stand
+    behind an accelerator, of which there are `sockets`; None where the name tells none.
+    note: what the name does not tell and was assumed.
+    """
+
+    machine: Machine
+    units: float = 1.0
+    host: Machine | None = None
+    sockets: int = 1
+    note: str = ""
+
 
 def machines() -> tuple[Machine, ...]:
     """Every machine that ships, by name."""
-    return _shipped_machines()
+    return tuple(_shipped_machine(name) for name in machine_names())
 
 
 def machine(name: str) -> Machine:
     """The machine called `name`, or described by the `.toml` or `.json` file of that path.
 
-    Case, spaces and dashes do not matter, and a part of a name is enough where only one has it.
+    Case, spaces and punctuation do not matter, and a part of a name is enough where only one has it.
 
     Raises:
         UnknownName: no such entry, or several; names the nearest.
         BadFile: the file is none of a machine.
     """
-    if name.lower().endswith((".toml", ".json")):
+    if _is_file(name, ".toml", ".json"):
         return read_machine(Path(name))
-    by_name = {entry.name: entry for entry in machines()}
-    return by_name[_pick(name, by_name, "machine")]
+    return _shipped_machine(names.find(name, "machine")[0])
+
+
+def device(name: str) -> Device:
+    """The machine that `name` means, as `machine` gives it, with what else the name tells.
+
+    Raises:
+        UnknownName, BadFile: as `machine`.
+    """
+    if _is_file(name, ".toml", ".json"):
+        return Device(read_machine(Path(name)))
+    entry, alias = names.find(name, "machine")
+    host = machine(alias.host) if alias.host else None
+    return Device(_shipped_machine(entry), alias.units, host, alias.sockets, alias.note)
 
 
 def models() -> tuple[Model, ...]:
     """Every model that ships as a shape, by name, in the types `model` gives it."""
-    return tuple(grow(shape) for shape in _shipped_shapes())
+    return tuple(grow(_shipped_shape(name)) for name in model_names())
 
 
 def model(name: str, type: str | None = None) -> Model:  # noqa: A002 (the word ggml and the nouns use)
@@ -55,65 +90,59 @@ def model(name: str, type: str | None = None) -> Model:  # noqa: A002 (the word 
         UnknownName: no such entry, or several, or no such type; names the nearest.
         BadFile: the file is none of a shape.
     """
-    types = Types.all(type) if type else None
-    if name.lower().endswith(".toml"):
-        return grow(read_shape(Path(name)), types)
-    by_name = {shape.name: shape for shape in _shipped_shapes()}
-    by_repository = {shape.repository.lower(): shape for shape in by_name.values()}
-    shape = by_repository.get(name.lower()) or by_name[_pick(name, by_name, "model")]
-    return grow(shape, types)
+    return grow(shape(name), Types.all(type) if type else None)
 
 
-def nearest(name: str, names: Iterable[str]) -> list[str]:
-    """Up to three of `names` that look like `name`, the nearest first."""
-    plain = {_plain(known): known for known in names}
-    return [plain[found] for found in difflib.get_close_matches(_plain(name), plain, n=3, cutoff=0.5)]
+def shape(name: str) -> Shape:
+    """The dimensions of the model called `name`, as `model` finds it."""
+    if _is_file(name, ".toml"):
+        return read_shape(Path(name))
+    entry, alias = names.find(name, "model")
+    found = _shipped_shape(entry)
+    if alias.experts_used is None:
+        return found
+    if found.experts is None:
+        raise UnknownName(f"`{entry}` has no experts, so `{name}` cannot use {alias.experts_used}")
+    return replace(found, name=name, experts=replace(found.experts, used=alias.experts_used))
+
+
+def rules(name: str = "3A090-2023") -> Rules:
+    """The export rule that ships under `name`, or stands in the `.toml` file of that path.
+
+    Raises:
+        UnknownName: there is no such rule; names those that ship.
+        BadFile: the file is none of a rule.
+    """
+    if _is_file(name, ".toml"):
+        return read_rules(Path(name))
+    shipped = {path.stem.lower(): path for path in names.folder("rules").glob("*.toml")}
+    if name.lower() not in shipped:
+        listed = " or ".join(f"`{known}`" for known in sorted(shipped))
+        raise UnknownName(
+            f"there is no rule `{name[:60]}`", hint=f"it is {listed}, or a file that ends in .toml"
+        )
+    return read_rules(shipped[name.lower()])
+
+
+def machine_names() -> tuple[str, ...]:
+    """The names that `machine` knows, without aliases."""
+    return tuple(names.entries("machine"))
 
 
 def model_names() -> tuple[str, ...]:
-    """The names that `model` knows."""
-    return tuple(shape.name for shape in _shipped_shapes())
+    """The names that `model` knows, without aliases."""
+    return tuple(names.entries("model"))
 
 
-def _pick(name: str, names: Iterable[str], what: str) -> str:
-    plain = {_plain(known): known for known in names}
-    name = name[:60]
-    asked = _plain(name)
-    if asked in plain:
-        return plain[asked]
-    matching = [known for key, known in plain.items() if asked and asked in key]
-    if len(matching) == 1:
-        return matching[0]
-    if matching:
-        raise UnknownName(
-            f"`{name}` could be {len(matching)} {what}s of the catalogue: {_listed(matching[:5], ', ')}",
-            hint=f"name one of them, for example `{matching[0]}`",
-        )
-    close = nearest(name, plain.values())
-    near = f"did you mean {_listed(close, ' or ')}? " if close else ""
-    raise UnknownName(
-        f"the catalogue has no {what} `{name}`", hint=f"{near}`penjing {what}s` lists all {len(plain)}"
-    )
-
-
-def _listed(names: Iterable[str], separator: str) -> str:
-    return separator.join(f"`{name}`" for name in names)
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\s_-]+", "", name).lower()
+def _is_file(name: str, *endings: str) -> bool:
+    return name.lower().endswith(endings)
 
 
 @functools.cache
-def _shipped_machines() -> tuple[Machine, ...]:
-    return tuple(sorted((read_machine(path) for path in _entries("machines")), key=lambda entry: entry.name))
+def _shipped_machine(name: str) -> Machine:
+    return read_machine(names.entries("machine")[name])
 
 
 @functools.cache
-def _shipped_shapes() -> tuple[Shape, ...]:
-    return tuple(sorted((read_shape(path) for path in _entries("models")), key=lambda entry: entry.name))
-
-
-def _entries(kind: str) -> list[Path]:
-    folder = Path(str(resources.files("penjing"))) / "data" / kind
-    return sorted(folder.glob("*.toml"))
+def _shipped_shape(name: str) -> Shape:
+    return read_shape(names.entries("model")[name])

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import math
+import difflib
 import re
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
+from penjing.catalogue.attention import Compressed, Grouped, Indexer, Latent
+from penjing.catalogue.controls import Rules, Terms
+from penjing.catalogue.feed_forward import Experts
+from penjing.catalogue.plausible import fault
 from penjing.catalogue.shape import Shape
 from penjing.errors import BadFile
-from penjing.figures import Figure
 from penjing.machine import Machine
 
-T = TypeVar("T")
+T = TypeVar("T", bound=msgspec.Struct)
 
 _LIMIT_BYTES = 4 * 2**20  # a description, not a data set
 
@@ -36,6 +38,9 @@ _UNITS = {
     "_tokens": "tokens",
     "_seconds": "seconds",
     "_width": "elements",
+    "_watts": "watts",
+    "_usd": "US dollars",
+    "_mm2": "square millimetres",
 }
 
 
@@ -49,12 +54,11 @@ def read_machine(path: Path) -> Machine:
         BadFile: the file cannot be read, is no TOML or JSON, or a field is wrong: which, and how.
     """
     data = _load(path)
-    machine = _convert(path, _UNKNOWN | data, Machine)
+    machine = _convert(path, _with_unknown(data), Machine)
     if path.suffix.lower() == ".toml":
         _refuse_unknown(path, data, msgspec.to_builtins(machine))
-    for where, value in _amounts(machine):
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise _wrong(path, where, f"expected more than 0, got {value}")
+    if wrong := fault(machine):
+        raise _wrong(path, *wrong)
     if not machine.tiers:
         raise _wrong(path, "tiers", "expected at least one place that weights can be read from")
     return machine
@@ -67,6 +71,15 @@ def read_shape(path: Path) -> Shape:
         BadFile: the file cannot be read, is no TOML, or a field is wrong: which, and what is expected.
     """
     return _convert(path, _load(path), Shape)
+
+
+def read_rules(path: Path) -> Rules:
+    """An export rule in a `.toml` file, with the field names of `Rules`.
+
+    Raises:
+        BadFile: the file cannot be read, is no TOML, or a field is wrong: which, and what is expected.
+    """
+    return _convert(path, _load(path), Rules)
 
 
 def read_bounded(path: Path, limit_bytes: int) -> bytes:
@@ -93,15 +106,52 @@ def _load(path: Path) -> dict[str, Any]:
     return data
 
 
+def _with_unknown(data: dict[str, Any]) -> dict[str, Any]:
+    """What was read, with None for what a file may leave out: TOML has no null.
+
+    A rate that is a table with a source, and without a value, is one that nobody knows.
+    """
+    filled = {key: _whole(key, _figures_filled(value)) for key, value in (_UNKNOWN | data).items()}
+    if isinstance(filled["cores"], dict):
+        filled["cores"] = _UNKNOWN["cores"] | filled["cores"]
+    return filled
+
+
+def _figures_filled(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_figures_filled(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    filled = {key: _whole(key, _figures_filled(one)) for key, one in value.items()}
+    if "source" in value:
+        return {"value": None} | filled
+    beside = {"read_bytes_per_s": "capacity_bytes", "vendor": "memory_bytes"}  # of tiers, of accelerators
+    return {unknown: None for known, unknown in beside.items() if known in value} | filled
+
+
+def _whole(key: str, value: Any) -> Any:
+    """Bytes may be written as 24e9, which TOML takes for a number with a fraction."""
+    return int(value) if key.endswith("_bytes") and isinstance(value, float) and value.is_integer() else value
+
+
 def _convert(path: Path, data: dict[str, Any], kind: type[T]) -> T:
     try:
         return msgspec.convert(data, kind)
     except msgspec.ValidationError as error:
         problem, _, place = str(error).partition(" - at `$")
-        problem = problem.removeprefix("Object ")
+        problem = problem.removeprefix("Object ") + _near_field(problem, kind)
         field = re.search(r"field `(\w+)`", problem)
         where = place.strip("`.")
         raise _wrong(path, where, problem, field[1] if field else where) from error
+
+
+def _near_field(problem: str, kind: type[msgspec.Struct]) -> str:
+    """The field of `kind`, or of its tables, that was probably meant by one that there is not."""
+    unknown = re.search(r"unknown field `(\w+)`", problem)
+    parts = (Grouped, Latent, Compressed, Indexer, Experts) if kind is Shape else (Terms,)
+    fields = {name for part in (kind, *parts) for name in part.__struct_fields__}
+    near = difflib.get_close_matches(unknown[1], fields, n=1, cutoff=0.6) if unknown else []
+    return f", did you mean `{near[0]}`?" if near else ""
 
 
 def _wrong(path: Path, where: str, problem: str, field: str = "") -> BadFile:
@@ -109,6 +159,8 @@ def _wrong(path: Path, where: str, problem: str, field: str = "") -> BadFile:
     name = (field or where).removesuffix(".value")
     unit = next((f" (in {unit})" for ending, unit in _UNITS.items() if name.endswith(ending)), "")
     place = f" at `{where}`" if where else ""
+    if unit and problem.startswith("Expected `object"):  # a number alone, without its source
+        problem += ', write `{ value = 1e12, source = "datasheet" }`'
     return BadFile(f"`{path}`{place}: {problem}{unit}", hint=f"correct it in `{path}`")
 
 
@@ -123,20 +175,3 @@ def _refuse_unknown(path: Path, given: Any, known: Any, where: str = "") -> None
             if name not in known:
                 raise _wrong(path, place, f"there is no such field; known are {', '.join(known)}")
             _refuse_unknown(path, value, known[name], place)
-
-
-def _amounts(machine: Machine) -> Iterator[tuple[str, float | None]]:
-    """Every number that has to be positive where it is known, and the field it stands in."""
-    yield "count", machine.count
-    yield "memory_total_bytes", machine.memory_total_bytes
-    yield "memory_limit_bytes", machine.memory_limit_bytes
-    for i, tier in enumerate(machine.tiers):
-        yield f"tiers[{i}].capacity_bytes", tier.capacity_bytes
-        yield f"tiers[{i}].read_bytes_per_s.value", tier.read_bytes_per_s.value
-        yield f"tiers[{i}].random_read_bytes_per_s.value", _value(tier.random_read_bytes_per_s)
-    for i, compute in enumerate(machine.compute):
-        yield f"compute[{i}].operations_per_s.value", compute.operations_per_s.value
-
-
-def _value(figure: Figure | None) -> float | None:
-    return figure.value if figure else None

@@ -8,12 +8,12 @@ from typing import Self
 
 from msgspec import Struct
 
-from penjing.catalogue.shape import Experts, Grouped, Latent, Recurrent, Shape
+from penjing.catalogue.attention import Compressed, Grouped, Weight
+from penjing.catalogue.feed_forward import dense
+from penjing.catalogue.shape import Shape, Streams
 from penjing.errors import UnknownName
 from penjing.formats import BY_NAME
 from penjing.model import AttentionKind, Layer, Model, Role, Tensor
-
-Weight = tuple[str, Role, tuple[int, ...]]  # name within its layer, role, shape (row length first)
 
 # what a row that is no multiple of the block is stored in instead
 _FALLBACK = {
@@ -22,6 +22,7 @@ _FALLBACK = {
 
 _ROUTED: tuple[Role, ...] = ("expert_gate", "expert_up", "expert_down", "expert_gate_up")
 _VECTORS: tuple[Role, ...] = ("norm", "bias")
+_LOOKED_UP = ("token_embd.weight", "position_embd.weight", "per_layer_token_embd.weight")  # one row a token
 _SHORTEST_ROW = 32
 
 
@@ -88,24 +89,65 @@ def grow(shape: Shape, types: Types | None = None) -> Model:
 
 def layers_of(shape: Shape) -> tuple[Layer, ...]:
     """What every layer keeps of the past."""
-    return tuple(_layer(shape, kind) for kind in shape.layer_kinds)
+    return tuple(_layer(shape, i, kind) for i, kind in enumerate(shape.layer_kinds))
 
 
-def _layer(shape: Shape, kind: AttentionKind) -> Layer:
-    if kind == "recurrent" and shape.recurrent:
-        return Layer("recurrent", state_bytes=shape.recurrent.state_bytes)
+def _layer(shape: Shape, i: int, kind: AttentionKind) -> Layer:
+    if kind == "none":
+        return Layer("none")
+    if kind == "recurrent" and shape.mixer:
+        return Layer("recurrent", state_bytes=shape.mixer.state_bytes)
+    index = _index(shape, i)
+    if shape.compressed:
+        return _compressed_layer(shape.compressed, i, *index)
     if shape.latent:
-        return Layer("latent", shape.latent.heads, shape.latent.kv_rank + shape.latent.rope_width, 0)
-    assert shape.grouped is not None  # the shape has one of the two
-    width = shape.grouped.kv_heads * shape.grouped.head_width
-    window = shape.grouped.window_tokens if kind == "window" else None
-    return Layer(kind, shape.grouped.heads, width, width, window)
+        width = shape.latent.kv_rank + shape.latent.rope_width
+        return Layer("latent", shape.latent.heads, width, index_width=index[0], top_tokens=index[1])
+    return _grouped_layer(shape, i, kind, *index)
+
+
+def _index(shape: Shape, i: int) -> tuple[int, int | None]:
+    """What the indexer that chooses for a layer keeps (nothing if it is that of a layer before), and chooses."""
+    indexer = shape.indexer
+    unindexed = shape.compressed is not None and not shape.compressed.indexed(i)
+    if indexer is None or i < indexer.skipped or unindexed:
+        return 0, None
+    return indexer.width if indexer.owned(i, shape.layers) else 0, indexer.top_tokens
+
+
+def _compressed_layer(attention: Compressed, i: int, index_width: int, top_tokens: int | None) -> Layer:
+    rate = attention.rates[i]
+    return Layer(
+        "compressed" if rate else "window",
+        heads=attention.heads,
+        key_width=attention.head_width,
+        window_tokens=attention.window_tokens,
+        compression=rate or 1,
+        index_width=index_width,
+        top_tokens=top_tokens,
+    )
+
+
+def _grouped_layer(
+    shape: Shape, i: int, kind: AttentionKind, index_width: int, top_tokens: int | None
+) -> Layer:
+    attention = _attention(shape, kind)
+    key, value = attention.key_width, 0 if attention.shared_kv else attention.key_width
+    window = attention.window_tokens if kind == "window" else None
+    if not shape.own_kv(i):
+        return Layer(kind, attention.heads, window_tokens=window, borrowed_width=key + value)
+    return Layer(kind, attention.heads, key, value, window, index_width=index_width, top_tokens=top_tokens)
+
+
+def _attention(shape: Shape, kind: AttentionKind) -> Grouped:
+    attention = shape.window if kind == "window" and shape.window else shape.grouped
+    assert attention is not None  # the shape has one of its attentions
+    return attention
 
 
 def _tensors(shape: Shape, types: Types) -> Iterator[Tensor]:
     for name, role, sizes in _ends(shape):
-        share = 1 / shape.vocabulary if role == "token_embedding" else 1.0
-        yield _tensor(name, role, sizes, types, None, share)
+        yield _tensor(name, role, sizes, types, None, 1 / sizes[1] if name in _LOOKED_UP else 1.0)
     routed_share = shape.experts.used / shape.experts.count if shape.experts else 1.0
     for layer, kind in enumerate(shape.layer_kinds):
         for name, role, sizes in _layer_weights(shape, layer, kind):
@@ -123,99 +165,90 @@ def _tensor(
 
 def _ends(shape: Shape) -> Iterator[Weight]:
     yield "token_embd.weight", "token_embedding", (shape.width, shape.vocabulary)
-    yield "output_norm.weight", "norm", (shape.width,)
+    yield from _norm(shape, "output_norm")
     if not shape.tied:
         yield "output.weight", "output", (shape.width, shape.vocabulary)
+    if shape.output_bias:
+        yield "output.bias", "bias", (shape.vocabulary,)
+    if shape.positions:
+        yield "position_embd.weight", "other", (shape.width, shape.positions)
+    if shape.embedding_norm:
+        yield from _norm(shape, "token_embd_norm")
+    if inner := shape.layer_embedding:
+        yield "per_layer_token_embd.weight", "other", (shape.layers * inner, shape.vocabulary)
+        yield "per_layer_model_proj.weight", "other", (shape.width, shape.layers * inner)
+        yield "per_layer_proj_norm.weight", "norm", (inner,)
+    if shape.streams and shape.streams.head:
+        yield from _stream_head(shape.streams, shape.width)
 
 
 def _layer_weights(shape: Shape, layer: int, kind: AttentionKind) -> Iterator[Weight]:
-    for i in range(shape.layer_norms):
-        yield f"{_NORM_NAMES[i]}.weight", "norm", (shape.width,)
-    if kind == "recurrent" and shape.recurrent:
-        yield from _recurrent(shape.recurrent, shape.width)
-    elif shape.latent:
-        yield from _latent(shape.latent, shape.width)
-    elif shape.grouped:
-        yield from _grouped(shape.grouped, shape.width)
-    if shape.experts and layer >= shape.dense_layers:
-        yield from _experts(shape.experts, shape.width)
-    elif shape.hidden:
-        yield from _dense(shape.hidden, shape.width)
+    for name in _NORM_NAMES[: shape.layer_norms]:
+        yield from _norm(shape, name)
+    yield from _mixing(shape, layer, kind)
+    if shape.sub_norms and shape.grouped and shape.hidden:
+        yield "attn_sub_norm.weight", "norm", (shape.grouped.query_width,)
+        yield "ffn_sub_norm.weight", "norm", (shape.hidden,)
+    if shape.experts and shape.has_experts(layer):
+        yield from shape.experts.weights(shape.width)
+    if shape.hidden and shape.has_dense(layer):
+        hidden = shape.hidden if shape.own_kv(layer) else shape.borrowing_hidden or shape.hidden
+        yield from dense(shape.width, hidden, shape.ffn_gate, shape.ffn_bias)
+    if inner := shape.layer_embedding:
+        yield "inp_gate.weight", "other", (shape.width, inner)
+        yield "proj.weight", "other", (inner, shape.width)
+        yield "post_norm.weight", "norm", (shape.width,)
+    if shape.streams:
+        yield from _stream_mixers(shape.streams, shape.width)
 
 
-_NORM_NAMES = ("attn_norm", "ffn_norm", "post_attention_norm", "post_ffw_norm")
+_NORM_NAMES = (
+    "attn_norm", "ffn_norm", "post_attention_norm", "post_ffw_norm",
+    "pre_ffw_norm_2", "post_ffw_norm_1", "post_ffw_norm_2",
+)  # fmt: skip
 
 
-def _grouped(attention: Grouped, width: int) -> Iterator[Weight]:
-    query, key = attention.heads * attention.head_width, attention.kv_heads * attention.head_width
-    gated_query = 2 * query if attention.gated else query
-    yield "attn_q.weight", "attention_q", (width, gated_query)
-    yield "attn_k.weight", "attention_k", (width, key)
-    yield "attn_v.weight", "attention_v", (width, key)
-    yield "attn_output.weight", "attention_output", (query, width)
-    if attention.bias != "none":
-        yield "attn_q.bias", "bias", (gated_query,)
-        yield "attn_k.bias", "bias", (key,)
-        yield "attn_v.bias", "bias", (key,)
-    if attention.bias == "all":
-        yield "attn_output.bias", "bias", (width,)
-    if attention.norm != "none":
-        each = attention.norm == "head"
-        yield "attn_q_norm.weight", "norm", (attention.head_width if each else query,)
-        yield "attn_k_norm.weight", "norm", (attention.head_width if each else key,)
-    if attention.sinks:
-        yield "attn_sinks.weight", "bias", (attention.heads,)
+def _norm(shape: Shape, name: str) -> Iterator[Weight]:
+    yield f"{name}.weight", "norm", (shape.width,)
+    if shape.norm_bias:
+        yield f"{name}.bias", "bias", (shape.width,)
 
 
-def _latent(attention: Latent, width: int) -> Iterator[Weight]:
-    query = attention.heads * (attention.nope_width + attention.rope_width)
-    if attention.q_rank:
-        yield "attn_q_a.weight", "latent_q_down", (width, attention.q_rank)
-        yield "attn_q_a_norm.weight", "norm", (attention.q_rank,)
-        yield "attn_q_b.weight", "latent_q_up", (attention.q_rank, query)
+def _mixing(shape: Shape, layer: int, kind: AttentionKind) -> Iterator[Weight]:
+    """The tensors with which a layer mixes tokens."""
+    if kind == "none":
+        return
+    if kind == "recurrent" and shape.mixer:
+        yield from shape.mixer.weights(shape.width)
+    elif shape.compressed:
+        yield from _compressed(shape, shape.compressed, layer)
     else:
-        yield "attn_q.weight", "attention_q", (width, query)
-    yield "attn_kv_a_mqa.weight", "latent_kv_down", (width, attention.kv_rank + attention.rope_width)
-    yield "attn_kv_a_norm.weight", "norm", (attention.kv_rank,)
-    yield "attn_k_b.weight", "latent_k_up", (attention.nope_width, attention.kv_rank, attention.heads)
-    yield "attn_v_b.weight", "latent_v_up", (attention.kv_rank, attention.value_width, attention.heads)
-    yield "attn_output.weight", "attention_output", (attention.heads * attention.value_width, width)
+        if shape.latent:
+            yield from shape.latent.weights(shape.width)
+        else:
+            yield from _attention(shape, kind).weights(shape.width, shape.own_kv(layer))
+        if shape.indexer and shape.indexer.owned(layer, shape.layers):
+            yield from shape.indexer.weights(shape.width, shape.latent.q_rank if shape.latent else None)
 
 
-def _recurrent(net: Recurrent, width: int) -> Iterator[Weight]:
-    value = net.value_heads * net.value_width
-    yield "attn_qkv.weight", "attention_qkv", (width, net.channels)
-    yield "attn_gate.weight", "attention_gate", (width, value)
-    yield "ssm_beta.weight", "recurrent", (width, net.value_heads)
-    yield "ssm_alpha.weight", "recurrent", (width, net.value_heads)
-    yield "ssm_out.weight", "recurrent", (value, width)
-    yield "ssm_conv1d.weight", "recurrent", (net.taps, net.channels)
-    yield "ssm_a", "recurrent", (net.value_heads,)
-    yield "ssm_dt.bias", "bias", (net.value_heads,)
-    yield "ssm_norm.weight", "norm", (net.value_width,)
+def _compressed(shape: Shape, attention: Compressed, layer: int) -> Iterator[Weight]:
+    yield from attention.weights(shape.width, layer)
+    if shape.indexer and attention.indexed(layer):
+        rate = attention.rates[layer]
+        yield from shape.indexer.compressed_weights(shape.width, attention.q_rank, rate)
 
 
-def _dense(hidden: int, width: int) -> Iterator[Weight]:
-    yield "ffn_gate.weight", "ffn_gate", (width, hidden)
-    yield "ffn_up.weight", "ffn_up", (width, hidden)
-    yield "ffn_down.weight", "ffn_down", (hidden, width)
+def _stream_mixers(streams: Streams, width: int) -> Iterator[Weight]:
+    """How attention and network of a layer read from the streams and write back."""
+    n = streams.count
+    outputs = (2 + n) * n if streams.combine else 2 * n
+    for half in ("attn", "ffn"):
+        yield f"{half}_streams.weight", "other", (n * width, outputs)
+        yield f"{half}_streams.bias", "bias", (outputs,)
+        yield f"{half}_streams.scale", "norm", (3 if streams.combine else 2,)
 
 
-def _experts(experts: Experts, width: int) -> Iterator[Weight]:
-    count, hidden, shared = experts.count, experts.hidden, experts.shared_hidden
-    yield "ffn_gate_inp.weight", "router", (width, count)
-    yield "ffn_gate_exps.weight", "expert_gate", (width, hidden, count)
-    yield "ffn_up_exps.weight", "expert_up", (width, hidden, count)
-    yield "ffn_down_exps.weight", "expert_down", (hidden, width, count)
-    if experts.router_bias:
-        yield "exp_probs_b.bias", "bias", (count,)
-    if experts.bias:
-        yield "ffn_gate_exps.bias", "bias", (hidden, count)
-        yield "ffn_up_exps.bias", "bias", (hidden, count)
-        yield "ffn_down_exps.bias", "bias", (width, count)
-    if shared:
-        yield "ffn_gate_shexp.weight", "shared_gate", (width, shared)
-        yield "ffn_up_shexp.weight", "shared_up", (width, shared)
-        yield "ffn_down_shexp.weight", "shared_down", (shared, width)
-    if experts.shared_gate:
-        yield "ffn_gate_inp_shexp.weight", "shared_router", (width,)
+def _stream_head(streams: Streams, width: int) -> Iterator[Weight]:
+    yield "output_streams.weight", "other", (streams.count * width, streams.count)
+    yield "output_streams.bias", "bias", (streams.count,)
+    yield "output_streams.scale", "norm", (1,)

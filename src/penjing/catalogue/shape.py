@@ -1,95 +1,35 @@
 """The dimensions of a model: enough to write down every tensor, small enough to type in by hand.
 
 A `Shape` is what a catalogue entry holds, and what the `config.json` of a known family is turned
-into. The TOML form has the same names; each struct below is one table of it.
+into. The TOML form has the same names; each struct of `attention`, `mixers` and `feed_forward` is one
+table of it.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from msgspec import Meta, Struct
 
+from penjing.catalogue.attention import Compressed, Count, Grouped, Indexer, Latent, Width
+from penjing.catalogue.feed_forward import Experts
+from penjing.catalogue.mixers import KimiDelta, Lightning, Mamba, Mixer, Recurrent
 from penjing.model import AttentionKind
 
-Count = Annotated[int, Meta(ge=0, le=2**24)]
-Width = Annotated[int, Meta(ge=1, le=2**24)]
 LayerCount = Annotated[int, Meta(ge=1, le=512)]
 
-Norms = Literal["none", "head", "all"]
-Biases = Literal["none", "qkv", "all"]
+_LETTERS: dict[str, AttentionKind] = {"M": "recurrent", "*": "full", "E": "none", "-": "none"}
 
 
-class Grouped(Struct, frozen=True, forbid_unknown_fields=True):
-    """Attention with its own keys and values per group of heads (GQA; MHA and MQA are its ends).
+class Streams(Struct, frozen=True, forbid_unknown_fields=True):
+    """Several residual streams that every half layer reads from and writes to (hyper-connections).
 
-    norm: RMS norm of queries and keys, over each head or over all heads at once.
-    bias: on the query, key and value projections (`qkv`), or on the output projection too (`all`).
-    gated: the query projection carries an output gate, and so is twice as wide.
-    sinks: one learned logit for each head. window_tokens: what the layers with a window can see.
-    """
-
-    heads: Width
-    kv_heads: Width
-    head_width: Width
-    norm: Norms = "none"
-    bias: Biases = "none"
-    gated: bool = False
-    sinks: bool = False
-    window_tokens: Width | None = None
-
-
-class Latent(Struct, frozen=True, forbid_unknown_fields=True):
-    """Multi-head latent attention (MLA): a latent of `kv_rank` and one rotary key are all that is cached.
-
-    q_rank: None where queries are projected in one step.
-    """
-
-    heads: Width
-    kv_rank: Width
-    rope_width: Width
-    nope_width: Width
-    value_width: Width
-    q_rank: Width | None = None
-
-
-class Recurrent(Struct, frozen=True, forbid_unknown_fields=True):
-    """A gated delta net in the layers that have no cache: heads, their widths, taps of its convolution."""
-
-    key_heads: Width
-    value_heads: Width
-    key_width: Width
-    value_width: Width
-    taps: Width = 4
-
-    @property
-    def channels(self) -> int:
-        """Elements of queries, keys and values together, which the convolution runs over."""
-        return 2 * self.key_heads * self.key_width + self.value_heads * self.value_width
-
-    @property
-    def state_bytes(self) -> int:
-        """Fixed memory of one sequence in one layer, F32: the last inputs of the convolution, the state."""
-        convolution = (self.taps - 1) * self.channels
-        return 4 * (convolution + self.value_heads * self.key_width * self.value_width)
-
-
-class Experts(Struct, frozen=True, forbid_unknown_fields=True):
-    """A mixture of experts in place of the dense feed-forward network.
-
-    hidden: of one routed expert. shared_hidden: of all shared experts together, 0 for none.
-    shared_gate: a learned gate on the shared expert. router_bias: one number per expert.
-    bias: on the experts' own projections. type: in which the makers publish the experts, if not in 16 bits.
+    combine: the streams are mixed with each other too. head: a learned sum at the end.
     """
 
     count: Width
-    used: Width
-    hidden: Width
-    shared_hidden: Count = 0
-    shared_gate: bool = False
-    router_bias: bool = False
-    bias: bool = False
-    type: Literal["mxfp4"] | None = None
+    combine: bool = True
+    head: bool = True
 
 
 class Shape(Struct, frozen=True, forbid_unknown_fields=True):
@@ -97,9 +37,17 @@ class Shape(Struct, frozen=True, forbid_unknown_fields=True):
 
     weights: how many there are, counted independently of this package, as a check; None if unknown.
     hidden: of the dense feed-forward network; of the first `dense_layers` layers where there are experts.
-    full_every: every n-th layer attends to everything; the others have a window, or are recurrent.
-    kinds: the kind of every layer, where `full_every` cannot say it.
-    layer_norms: RMS norms of one layer, those of queries, keys and latents not counted.
+    full_every: every n-th layer attends to everything; the others have a window, or keep a state.
+    kinds: the kind of every layer, where `full_every` cannot say it. pattern: the same in letters, for
+    models whose layers are a mixer or a feed-forward network, not both: M state, * attention, E experts,
+    - dense.
+    window: attention of the layers with a window, where it has another form than `grouped`.
+    kv_every, kv_layers: only every n-th layer, only the first so many, make keys and values; the others use
+    those of a layer before. borrowing_hidden: `hidden` of those others, where it differs.
+    layer_norms: norms of one layer, those of queries, keys and latents not counted. norm_bias: with a bias
+    (LayerNorm). sub_norms: two more, before the output projection of attention and of the network.
+    positions: rows of a learned table of positions, 0 for none.
+    layer_embedding: width of a second embedding, of which each layer gets its own part.
     Draft heads (MTP) and the parts for pictures and sound are left out.
     """
 
@@ -112,14 +60,33 @@ class Shape(Struct, frozen=True, forbid_unknown_fields=True):
     context_tokens: Annotated[int, Meta(ge=1, le=2**31)]
     tied: bool
     grouped: Grouped | None = None
+    window: Grouped | None = None
     latent: Latent | None = None
+    compressed: Compressed | None = None
+    indexer: Indexer | None = None
     recurrent: Recurrent | None = None
+    lightning: Lightning | None = None
+    kimi_delta: KimiDelta | None = None
+    mamba: Mamba | None = None
     hidden: Width | None = None
+    ffn_gate: bool = True
+    ffn_bias: bool = False
     experts: Experts | None = None
+    streams: Streams | None = None
     dense_layers: Count = 0
     full_every: Width = 1
     kinds: tuple[AttentionKind, ...] = ()
+    pattern: str = ""
+    kv_every: Width = 1
+    kv_layers: Width | None = None
+    borrowing_hidden: Width | None = None
     layer_norms: Width = 2
+    norm_bias: bool = False
+    sub_norms: bool = False
+    positions: Count = 0
+    embedding_norm: bool = False
+    output_bias: bool = False
+    layer_embedding: Width | None = None
     repository: str = ""
     weights: int | None = None
 
@@ -129,26 +96,71 @@ class Shape(Struct, frozen=True, forbid_unknown_fields=True):
                 raise ValueError(why)
 
     def _faults(self) -> tuple[tuple[bool, str], ...]:
-        one_attention = (self.grouped is None) != (self.latent is None)
-        windows = self.grouped is not None and self.grouped.window_tokens is not None
+        one_attention = sum(part is not None for part in (self.grouped, self.latent, self.compressed)) == 1
         few_experts = self.experts is not None and not 1 <= self.experts.used <= self.experts.count
-        told = not self.kinds or len(self.kinds) == self.layers
+        odd = sorted(set(self.pattern) - _LETTERS.keys())
+        told = next((n for n in self._told() if n != self.layers), None)
         return (
-            (not one_attention, "needs one of the tables `grouped` and `latent`"),
+            (not one_attention, "needs one of the tables `grouped` and `latent` (or `compressed`)"),
             (self.experts is None and self.hidden is None, "needs `hidden` or the table `experts`"),
             (few_experts, "`experts.used` must be between 1 and `experts.count`"),
             (self.dense_layers > self.layers, "`dense_layers` exceeds `layers`"),
             (self.dense_layers > 0 and self.hidden is None, "`dense_layers` need `hidden`"),
-            (not told, f"there are {len(self.kinds)} `kinds` for {self.layers} layers"),
-            ("window" in self.layer_kinds and not windows, "a window needs `grouped.window_tokens`"),
-            ("recurrent" in self.kinds and not self.recurrent, "`recurrent` layers need that table"),
+            (bool(odd), f"`pattern` has {odd}, expected letters of {' '.join(_LETTERS)}"),
+            (told is not None, f"there are {told} `kinds` for {self.layers} layers"),
+            (
+                "window" in self.layer_kinds and not self._sees_windows,
+                "a window needs `grouped.window_tokens`",
+            ),
+            ("recurrent" in self.layer_kinds and not self.mixer, "`recurrent` layers need that table"),
+            (
+                "E" in self.pattern and self.experts is None,
+                "`pattern` has E, and there is no table `experts`",
+            ),
+            ("-" in self.pattern and self.hidden is None, "`pattern` has -, and there is no `hidden`"),
         )
+
+    def _told(self) -> tuple[int, ...]:
+        """How many layers each description of all layers has."""
+        rates = self.compressed.rates if self.compressed else ()
+        return tuple(len(told) for told in (self.kinds, self.pattern, rates) if told)
+
+    @property
+    def _sees_windows(self) -> bool:
+        if self.compressed:
+            return True
+        attention = self.window or self.grouped
+        return attention is not None and attention.window_tokens is not None
+
+    @property
+    def mixer(self) -> Mixer | None:
+        """What the layers without a cache are made of."""
+        return self.recurrent or self.lightning or self.kimi_delta or self.mamba
 
     @property
     def layer_kinds(self) -> tuple[AttentionKind, ...]:
         """How each layer mixes tokens, the first layer first."""
         if self.kinds:
             return self.kinds
+        if self.pattern:
+            return tuple(_LETTERS.get(letter, "none") for letter in self.pattern)
+        if self.compressed:
+            return tuple("compressed" if rate else "window" for rate in self.compressed.rates)
         full: AttentionKind = "latent" if self.latent else "full"
-        other: AttentionKind = "recurrent" if self.recurrent else "window"
+        other: AttentionKind = "recurrent" if self.mixer else "window"
         return tuple(full if (i + 1) % self.full_every == 0 else other for i in range(self.layers))
+
+    def own_kv(self, layer: int) -> bool:
+        """The layer makes keys and values of its own."""
+        return layer % self.kv_every == 0 and (self.kv_layers is None or layer < self.kv_layers)
+
+    def has_experts(self, layer: int) -> bool:
+        if self.experts is None or (self.pattern and self.pattern[layer] != "E"):
+            return False
+        return layer >= self.dense_layers and (layer + 1) % self.experts.every == 0
+
+    def has_dense(self, layer: int) -> bool:
+        """The layer has a network for all tokens: those without experts, and those with both."""
+        if self.hidden is None or (self.pattern and self.pattern[layer] != "-"):
+            return False
+        return not self.has_experts(layer) or (self.experts is not None and self.experts.beside_dense)

@@ -49,7 +49,7 @@ def _show(report: Report) -> None:
     rows = [("no drafting", *(f"{rate:.3g} tok/s" for rate in report.decode_tokens_per_s.values()), "")]
     rows += [_row(trial, "predicted", domains) for trial in report.trials[:_SHOWN]]
     rows += [_row(proof, "measured", domains) for proof in report.proofs]
-    show.print_table(show.table(("time of decode (guesses right)", *domains, ""), rows))
+    show.put(show.table(("time of decode (guesses right)", *domains, ""), rows))
     print(f"\n{report.why}")
     if report.disturbed:
         print(

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 
 from penjing import catalogue
-from penjing.cli import show
+from penjing.cli import lists, show
 
 
 def command(args: argparse.Namespace) -> int:
     found = catalogue.models()
     if args.json:
-        show.document([show.summary(model) for model in found])
+        show.document([lists.model_document(model) for model in found])
     else:
-        show.models(found)
+        lists.models(found)
     return 0

@@ -224,12 +224,34 @@ def eval(parser: argparse.ArgumentParser) -> None:  # noqa: A001 (the name of th
 
 
 def machines(parser: argparse.ArgumentParser) -> None:
-    """Nothing to choose; the examples say what the list is for."""
     parser.epilog = """examples:
   penjing machines
-  penjing machines --json
+  penjing machines --class 3A090.a                  by the numbers of an export rule: not legal advice
+  penjing machines --rules case-by-case-2026 --json
   penjing plan Qwen3-8B --on "M4 Max 128GB"
+  penjing plan Qwen3-8B --on my-machine.toml        a file of your own; only `name` and `tiers` are needed
+
+my-machine.toml, in bytes, bytes per second and operations per second (a multiply-add is 2):
+  name = "my machine"
+  [[tiers]]
+  name = "VRAM"
+  capacity_bytes = 24_000_000_000
+  read_bytes_per_s = { value = 1.0e12, source = "datasheet" }
+  [[compute]]
+  format = "bf16"
+  operations_per_s = { value = 165e12, source = "datasheet" }
+  [[links]]
+  to = "host"
+  kind = "PCIe 4.0 x16"
+  bytes_per_s = { value = 32e9, source = "datasheet" }
 """
+    parser.add_argument(
+        "--class", dest="kind_of_class", metavar="CLASS", help="only machines of that class, like 3A090.a"
+    )
+    parser.add_argument(
+        "--rules", metavar="RULES", default="3A090-2023",
+        help="3A090-2023 (if left out), case-by-case-2026, or a .toml file: a copy of one of them, edited",
+    )  # fmt: skip
 
 
 def models(parser: argparse.ArgumentParser) -> None:
@@ -238,6 +260,22 @@ def models(parser: argparse.ArgumentParser) -> None:
   penjing models
   penjing models --json
   penjing plan Qwen3-30B-A3B --on "Desktop DDR5-5600 32GB"
+  penjing plan my-model.toml --on "RTX 4090"        a file of your own
+
+my-model.toml, a plain Llama of 32 layers:
+  name = "my model"
+  architecture = "llama"
+  source = "where the numbers are from"
+  layers = 32
+  width = 4096
+  vocabulary = 128256
+  context_tokens = 131072
+  tied = false
+  hidden = 14336
+  [grouped]
+  heads = 32
+  kv_heads = 8
+  head_width = 128
 """
 
 

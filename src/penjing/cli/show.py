@@ -11,7 +11,6 @@ import msgspec
 from penjing.figures import Estimate, Figure, Measurement
 from penjing.formats import BY_NAME
 from penjing.machine import Machine, Tier
-from penjing.model import Model
 from penjing.plan import Chosen, Memory, Plan
 from penjing.search.choose import show_layouts, show_threads
 from penjing.units import show_bytes, show_number, show_seconds
@@ -53,7 +52,7 @@ def machine(m: Machine) -> None:
          ", ".join(f"{r.threads}: {show_bytes(r.read_bytes_per_s)}/s" for r in t.by_threads))
         for t in m.tiers
     ]  # fmt: skip
-    print_table(table(("tier", "capacity", "read", "128 KiB random", "by threads"), rows))
+    put(table(("tier", "capacity", "read", "128 KiB random", "by threads"), rows))
 
 
 def kernels(rates: KernelRates, m: Machine, shape: str) -> None:
@@ -71,7 +70,7 @@ def kernels(rates: KernelRates, m: Machine, shape: str) -> None:
     engine = f"{rates.engine_version} ({rates.timings[0].kernel.build})"
     print(f"\nmatrix {shape}, {threads} threads, {engine}; in brackets: of the read rate of memory")
     header = ("type", "bits", "layout", "weights, batch 1", "bytes, batch 1", f"batch {batch}")
-    print_table(table(header, rows))
+    put(table(header, rows))
     if lost := disturbed(rates):
         print(f"{lost} disturbed rounds were thrown away: other work took the cores")
 
@@ -96,45 +95,7 @@ def _kernel_row(timings: Sequence[KernelTiming], dram: Tier | None) -> tuple[str
 
 def engines(found: Iterable[dict[str, Any]]) -> None:
     rows = [(e["name"], e["version"], e.get("compiler", ""), e.get("path") or e["why"]) for e in found]
-    print_table(table(("engine", "version", "compiled here with", "where"), rows))
-
-
-def machines(found: Iterable[Machine]) -> None:
-    rows = []
-    for m in found:
-        tier = m.tiers[0] if m.tiers else None
-        peak = next(
-            (f"{c.format} {show_number((c.operations_per_s.value or 0) / 1e12)}" for c in m.compute), ""
-        )
-        rows.append((m.name, tier.name if tier else "", _size(tier.capacity_bytes if tier else None),
-                     _rate(tier.read_bytes_per_s if tier else None), peak))  # fmt: skip
-    print_table(table(("machine", "memory", "capacity", "read", "peak Tops/s"), rows))
-
-
-def summary(m: Model) -> dict[str, Any]:
-    """A catalogue entry without its hundreds of tensors."""
-    return {
-        "name": m.name,
-        "architecture": m.architecture,
-        "weights": m.n_weights,
-        "active_weights": m.active_weights,
-        "layers": len(m.layers),
-        "width": m.width,
-        "vocabulary": m.vocabulary,
-        "context_tokens": m.context_tokens,
-        "experts": m.experts,
-        "experts_used": m.experts_used,
-        "source": m.source,
-    }
-
-
-def models(found: Iterable[Model]) -> None:
-    rows = [
-        (m.name, f"{show_number(m.n_weights / 1e9)} B", f"{show_number(m.active_weights / 1e9)} B", str(len(m.layers)),
-         f"{m.experts_used} of {m.experts}" if m.experts else "", str(m.context_tokens))
-        for m in found
-    ]  # fmt: skip
-    print_table(table(("model", "weights", "active", "layers", "experts", "context"), rows))
+    put(table(("engine", "version", "compiled here with", "where"), rows))
 
 
 def plan(p: Plan) -> None:
@@ -145,10 +106,10 @@ def plan(p: Plan) -> None:
     print(f"chosen: {chosen.why}")
     print(_knobs(chosen))
     others = [(p.default.why or "engine's default", p.default)] if p.default and not chosen.is_default else []
-    print_table(_comparison([("chosen", chosen), *others]))
+    put(_comparison([("chosen", chosen), *others]))
     print(_memory_line(chosen.memory))
     if p.refused:
-        print_table(table(("not chosen", "why"), [(r.what, r.why) for r in p.refused]))
+        put(table(("not chosen", "why"), [(r.what, r.why) for r in p.refused]))
     for note in p.notes:
         print(f"note: {note}")
 
@@ -165,7 +126,7 @@ def ablation(report: dict[str, Any]) -> None:
         times = show_seconds(total), f"{total / first:.2f}"
         rows.append((name, *speeds, *times, show_bytes(chosen.n_bytes), show_number(step["kld"])))
         told.append(f"{name}: {what}")
-    print_table(table(("", "prefill", "decode", "workload", "of the default", "size", "predicted KLD"), rows))
+    put(table(("", "prefill", "decode", "workload", "of the default", "size", "predicted KLD"), rows))
     print("\n".join(told))
     print(report["verdict"])
 
@@ -179,7 +140,7 @@ def predicted_beside_measured(predicted: Predicted, measured: Measured, chosen: 
         _proof("peak memory", predicted.peak_memory_bytes, measured.peak_memory_bytes, show_bytes),
     ]
     print(file=sys.stderr)
-    print_table(table(("", "predicted", "interval", "measured", "off by"), rows), to_stderr=True)
+    put(table(("", "predicted", "interval", "measured", "off by"), rows), to_stderr=True)
     print(
         f"{measured.prompt_tokens} prompt + {measured.answer_tokens} answer tokens; {_knobs(chosen)}",
         file=sys.stderr,
@@ -200,7 +161,7 @@ def bench(report: dict[str, Any]) -> None:
         row = _proof(label, getattr(estimate, name), getattr(result, name).value, shown)
         rows.append((*row, _median(getattr(default, name), shown) if default else ""))
     print(f"{report['model']}, {report['engine_version']}, {result.total_seconds.count} rounds")
-    print_table(table(("", "predicted", "interval", "measured", "off by", "engine's default"), rows))
+    put(table(("", "predicted", "interval", "measured", "off by", "engine's default"), rows))
     if report["ratio_to_default"] is not None:
         print(f"total time over the default's: {report['ratio_to_default']:.3f}")
 
@@ -212,7 +173,7 @@ def calibrated(done: Calibrated) -> None:
 
 def built(b: Built) -> None:
     """The finalists, the file that was kept, and what it lost: predicted beside measured."""
-    print_table(table(
+    put(table(
         ("built", "bits per weight", "size", "predicted KLD", "measured KLD"), map(_finalist, b.finalists)
     ))  # fmt: skip
     types = ", ".join(f"{count} {kind}" for kind, count in b.tensor_types.items())
@@ -260,7 +221,7 @@ def _divergence(columns: Sequence[tuple[str, dict[str, Any]]]) -> None:
         ("perplexity ratio", *(f"{r['ppl_ratio']:.4f}" for r in found)),
         ("tokens", *(str(r["tokens"]) for r in found)),
     ]
-    print_table(table(("against the source", *(name for name, _ in columns)), rows))
+    put(table(("against the source", *(name for name, _ in columns)), rows))
 
 
 def _with_error(report: dict[str, Any], name: str) -> str:
@@ -367,7 +328,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     return table
 
 
-def print_table(table: Table, *, to_stderr: bool = False) -> None:
+def put(table: Table, *, to_stderr: bool = False) -> None:
     from rich.console import Console
 
     stream = sys.stderr if to_stderr else sys.stdout

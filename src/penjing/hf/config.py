@@ -9,8 +9,9 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
+from penjing.catalogue.attention import Count, Width
 from penjing.catalogue.files import read_bounded
-from penjing.catalogue.shape import Count, LayerCount, Width
+from penjing.catalogue.shape import LayerCount
 from penjing.errors import BadFile
 from penjing.hf.families import ASSUMED, FAMILIES
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from penjing.catalogue.shape import Biases, Norms
+from penjing.catalogue.attention import Biases, Norms
 
 
 class Family(Struct, frozen=True):

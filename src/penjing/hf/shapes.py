@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from penjing.catalogue.attention import Grouped, Latent
+from penjing.catalogue.feed_forward import Experts
 from penjing.catalogue.grow import Types
-from penjing.catalogue.shape import Experts, Grouped, Latent, Recurrent, Shape
+from penjing.catalogue.mixers import Recurrent
+from penjing.catalogue.shape import Shape
 from penjing.errors import BadFile
 from penjing.hf.config import Config, folder_name, most
 from penjing.hf.families import FAMILIES, Family

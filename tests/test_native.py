@@ -112,7 +112,7 @@ def test_missing_tools_are_named(tmp_path: Path):
     (tmp_path / "apt-get").symlink_to(sys.executable)
     said, hint = refusal(penjing("engine", "build", env={"PATH": str(tmp_path), "CXX": ""}))
 
-    assert said == "the engine cannot be compiled here: cmake and a C++ compiler is missing"
+    assert said == "the engine cannot be compiled here: no cmake and no C++ compiler"
     assert hint == "apt-get install cmake g++"
 
 

@@ -108,8 +108,9 @@ def planned(
 ) -> Here:
     """The plan for this machine that the options ask for; `adapt` may widen the workload to what there is."""
     path, model = local_model(name)
-    machine = this_machine(path)
     engine = LlamaCpp()
+    engine.check()  # before the machine is measured for nothing
+    machine = this_machine(path)
     wanted = wanted or workload(args)
     wanted = adapt(question_for(model, machine, wanted, engine), wanted)
     here = plan_here(path, model, machine, wanted, engine, fresh=args.fresh, may_split=may_split, say=say)

@@ -16,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -176,7 +177,13 @@ def check_tools() -> str:
         (c for c in (os.environ.get("CXX"), "c++", "g++", "clang++") if c and shutil.which(c)), None
     )
     missing = [
-        name for name, there in (("cmake", shutil.which("cmake")), ("C++ compiler", compiler)) if not there
+        name
+        for name, there in (
+            ("cmake", shutil.which("cmake")),
+            ("C++ compiler", compiler),
+            ("Python.h", (Path(sysconfig.get_path("include")) / "Python.h").exists()),
+        )
+        if not there
     ]
     if missing:
         raise EngineUnusable(
@@ -195,8 +202,8 @@ def check_tools() -> str:
 
 def _how_to_install() -> str:
     known = {
-        "apt-get": "apt-get install cmake g++",
-        "dnf": "dnf install cmake gcc-c++",
+        "apt-get": "apt-get install cmake g++ python3-dev",
+        "dnf": "dnf install cmake gcc-c++ python3-devel",
         "brew": "brew install cmake",
     }
     return next(

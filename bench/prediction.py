@@ -33,6 +33,7 @@ from penjing.cli.setting import this_machine
 from penjing.cost import speed
 from penjing.cost.memory import predict_memory
 from penjing.cost.passes import Passes
+from penjing.engines.base import Sample
 from penjing.engines.llamacpp import LlamaCpp
 from penjing.engines.llamacpp.engine import LlamaSession
 from penjing.fetch import resolve
@@ -46,6 +47,7 @@ from penjing.quality import stock
 from penjing.quantize.native import Native
 from penjing.reference import Reference
 from penjing.search.candidates import thread_counts
+from penjing.tune import disturbed
 
 SHAPES = ("SmolLM2", "qwen3-0.6b", "qwen3-1.7b", "qwen3-4b", "qwen3-30b-a3b-4")
 KINDS = ("q4_0", "q4_K", "iq4_xs", "q5_0", "q6_K", "q8_0")
@@ -192,16 +194,23 @@ def _predicted(model: Model, settings: Settings, passes: Passes) -> Mapping[str,
 
 
 def _timed(session: LlamaSession) -> dict[str, float]:
-    found = {f"prefill {PROMPT}": median(s.seconds for s in session.time("prefill", PROMPT, 0, 3)[1:])}
+    threads = session.settings.threads
+    found = {f"prefill {PROMPT}": _calm(session.time("prefill", PROMPT, 0, 3)[1:], threads) * PROMPT}
     session.time("decode", 1, SHALLOW, 1)
     found["peak"] = _peak_bytes(session.process_id)  # before the cache is filled by copying it
     for depth in (SHALLOW, DEEP):
-        samples = session.time("decode", STEPS, depth, 3)
-        found[f"1 at {depth}"] = median(s.seconds / s.tokens for s in samples)
+        found[f"1 at {depth}"] = _calm(session.time("decode", STEPS, depth, 3), threads)
     for together in TOGETHER[1:]:
-        samples = session.time("decode", max(2, STEPS // together), SHALLOW, 3, together=together)
-        found[f"{together} at {SHALLOW}"] = median(s.seconds / s.tokens for s in samples)
+        steps = max(2, STEPS // together)
+        samples = session.time("decode", steps, SHALLOW, 3, together=together)
+        found[f"{together} at {SHALLOW}"] = _calm(samples, threads)
     return found
+
+
+def _calm(samples: list[Sample], threads: int) -> float:
+    """Seconds a token, the median of the samples whose threads had their cores; of all, if none had."""
+    calm = [s for s in samples if not disturbed(s, threads)] or samples
+    return median(s.seconds / s.tokens for s in calm)
 
 
 def _peak_bytes(process: int) -> int:

@@ -44,7 +44,7 @@ def test_limits_that_make_no_sense(command: str, option: str, refuses):
 
 def test_every_numeric_option_is_tried():
     """The list above holds every option that takes a value and is no text."""
-    texts = {"--system", "--on", "--plan", "--seed", "--port"}
+    texts = {"--system", "--on", "--plan", "--seed", "--port", "--draft", "--draft-model", "--prompts"}
     texts |= {"--out", "--text", "--sensitivity", "--against", "--versus"}
     for command in (*COMMANDS, *FILES):
         parser = argparse.ArgumentParser()

@@ -204,7 +204,7 @@ found = []
 for depth in (1, 31, 32, 33, 200, 255, 400):
     runner._fill(depth)
     last = [runner.lib.llama_memory_seq_pos_max(runner._cache, sequence) for sequence in (0, 1)]
-    runner._decode([7])
+    runner.decode([7])
     found.append([depth, *last, runner.lib.llama_memory_seq_pos_max(runner._cache, 0)])
 print(json.dumps(found))
 """

@@ -25,12 +25,12 @@ EFFECTS = {
 # Lower rooms never import higher ones; modules of one room may import each other.
 ROOMS = (
     {"units", "errors", "figures", "formats", "model", "machine", "workload", "plan", "artifact", "rates"},
-    {"cost", "quality"},
+    {"cost", "quality", "drafting"},
     {"search"},
     {"store", "progress", "fingerprint", "gguf", "hf", "probe", "engines", "catalogue", "fetch"},
-    {"quantize", "sensitivities", "texts"},
-    {"calibrate", "evaluate", "build", "costs", "prior", "kernel_rates", "pass_rates", "slices"},
-    {"tune", "planner", "bench", "shrink", "finalists", "codesign", "ablation"},
+    {"quantize", "sensitivities", "texts", "drafts", "table", "elsewhere"},
+    {"calibrate", "evaluate", "build", "costs", "prior", "kernel_rates", "pass_rates", "reference", "slices"},
+    {"tune", "planner", "bench", "shrink", "finalists", "codesign", "ablation", "guessing", "guessing_heads"},
     {"cli"},
 )
 PURE = sorted(

@@ -2,7 +2,7 @@
 
 A slice has the first layers of the model with random weights in one type. The pace of a machine changes within
 minutes, by its clock and by what its neighbours do; so a session of one slice, the reference, stays open all the
-while, and every timing is taken relative to what that one shows just before and after it. Rates that were taken
+while, and every timing is taken relative to what that one shows around it. Rates that were taken
 before are scaled to what the reference shows now.
 """
 
@@ -196,12 +196,11 @@ class _Slicer:
     ) -> Rates:
         """One point, as if the machine had kept the pace that other rates were taken at."""
         knobs, reference = replace(Knobs.of(kind, session.settings), together=together), self._reference
-        before = reference.last(kind)
         repeats = _REPEATS if tokens < LONG else _LONG_REPEATS
         warm = int(kind == "prefill" and depth == 0)  # the first pass of a size touches new memory
         samples = session.time(kind, tokens, depth, warm + repeats, _MOST_SECONDS, together)[warm:]
-        pace = (before + reference.sample(kind)) / 2
-        slowness = pace / self._rates.pace_seconds[kind]
+        reference.sample(kind)
+        slowness = reference.recent(kind) / self._rates.pace_seconds[kind]
         calm = list(self._calm(samples, knobs.threads))
         seconds = tuple(s.seconds * tokens / s.tokens / slowness for s in calm)
         return rates.add(knobs, tokens, depth, seconds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from msgspec import Struct, field
@@ -12,6 +13,30 @@ from penjing.workload import Workload
 FlashAttention = Literal["auto", "on", "off"]
 CacheType = Literal["f16", "q8_0"]
 Build = Literal["wheel", "native"]
+
+
+class Drafting(Struct, frozen=True, order=True):
+    """How tokens are guessed ahead of the model, which then checks them all in one pass.
+
+    `ngram` guesses what followed when the text last ended in the same `matched` tokens; `model` is a smaller model, the
+    file `draft_model`; `mtp` are heads for it in the model's own file.
+
+    Units:
+        tokens: most that are guessed at once.
+    """
+
+    kind: Literal["none", "ngram", "model", "mtp"] = "none"
+    tokens: int = 0
+    matched: int = 0
+    draft_model: str = ""
+
+    def __str__(self) -> str:
+        """`n-grams (3 matched, 8 guessed)`, or `draft model small.gguf (4 guessed)`."""
+        if self.kind == "ngram":
+            return f"n-grams ({self.matched} matched, {self.tokens} guessed)"
+        if self.kind == "model":
+            return f"draft model {Path(self.draft_model).name} ({self.tokens} guessed)"
+        return f"drafting heads ({self.tokens} guessed)" if self.kind == "mtp" else "no drafting"
 
 
 class Settings(Struct, frozen=True, order=True):
@@ -26,6 +51,7 @@ class Settings(Struct, frozen=True, order=True):
         mapped: map the file, so that the kernel can drop and re-read weights, instead of reading it into
             private memory once. With `repack` the map is a second copy of what was repacked.
         build: the engine as it is installed, or as `penjing engine build` compiled it for this processor.
+        drafting: how tokens are guessed ahead, in decode.
     """
 
     threads: int
@@ -39,6 +65,7 @@ class Settings(Struct, frozen=True, order=True):
     sequences: int = 1
     mapped: bool = True
     build: Build = "wheel"
+    drafting: Drafting = Drafting()
 
     @property
     def split(self) -> bool:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from importlib.resources import files
 from pathlib import Path
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from penjing import store, tune
+from penjing import drafts, store, tune
 from penjing.engines.base import Engine
 from penjing.errors import UsageError
 from penjing.fingerprint import fingerprint
@@ -38,6 +38,7 @@ class Here(Struct, frozen=True):
     plan: Plan
     path: Path
     question: Question
+    drafts: drafts.Report | None = None
 
     @property
     def model(self) -> Model:
@@ -51,6 +52,30 @@ class Here(Struct, frozen=True):
     def start_seconds(self) -> float:
         """How long loading may take before it counts as hanging."""
         return start_seconds(self.model)
+
+
+def with_drafting(here: Here, kinds: Collection[str]) -> Here:
+    """The plan with the way of guessing ahead that was found to pay, if it is one of `kinds` and one user asks."""
+    question, engine = here.question, here.question.traits.version
+    if question.workload.users > 1 or here.chosen.from_disk:
+        return here
+    report = store.recall(
+        drafts.cache_name(here.path, here.model, question.machine, here.chosen.settings, engine),
+        drafts.Report,
+    )
+    if report is None:
+        return here
+    here = replace(here, drafts=report)
+    return replace(here, plan=replace(here.plan, chosen=drafted(here, here.chosen, kinds)))
+
+
+def drafted(here: Here, chosen: Chosen, kinds: Collection[str]) -> Chosen:
+    """`chosen` with what is known of guessing ahead; unchanged where that is nothing."""
+    if here.drafts is None:
+        return chosen
+    budget = here.question.budget_bytes
+    room = None if budget is None else budget - chosen.memory.total_bytes
+    return drafts.applied(chosen, here.drafts, here.plan.workload, kinds, room)
 
 
 def start_seconds(model: Model) -> float:

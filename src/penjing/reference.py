@@ -25,6 +25,7 @@ _CONTEXT = 2304  # tokens
 _START_SECONDS = 120.0
 _PACE_TOKENS, _PACE_STEPS = 32, 4
 _PACE_SAMPLES = 5
+_RECENT = 5
 
 
 class Reference:
@@ -82,9 +83,9 @@ class Reference:
         self._paces[kind].append(min(s.seconds for s in self._sessions[kind].time(kind, tokens, depth, 1)))
         return self._paces[kind][-1]
 
-    def last(self, kind: Kind) -> float:
-        """Its last sample."""
-        return self._paces[kind][-1]
+    def recent(self, kind: Kind) -> float:
+        """Median of the last samples: what disturbed one of them did not slow the machine down."""
+        return median(self._paces[kind][-_RECENT:])
 
     def pace(self) -> dict[Kind, float]:
         """Seconds of a sample by phase, the median of a few in turn."""

@@ -21,6 +21,7 @@ _COMMANDS = {
     "probe": ("measure this machine", options.probe),
     "bench": ("time a plan beside the engine's default, predicted beside measured", options.bench),
     "serve": ("serve a model over the OpenAI API on 127.0.0.1", options.serve),
+    "draft": ("see whether guessing tokens ahead makes answers faster", options.draft),
     "calibrate": ("measure how much every weight of a model matters", options.calibrate),
     "build": ("write the best file of a model within a limit, and measure it", options.build),
     "eval": ("measure what a file lost against its source", options.eval),

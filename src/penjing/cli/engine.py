@@ -22,6 +22,7 @@ def command(args: argparse.Namespace) -> int:
 def _build(args: argparse.Namespace) -> int:
     known = native.found()
     if known is None or args.fresh:
+        native.check_tools()  # before anything is promised
         say(f"compiling {library.PACKAGE} {library.PINNED} for this processor: some 13 minutes of one core")
         say(f"log: {native.folder()}.log")
         with bar("compiling", 1.0) as shown:

@@ -40,6 +40,7 @@ def run(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, metavar="N", help="draw the same tokens again")
     _limits(parser)
+    _drafting(parser)
     _fresh(parser)
 
 
@@ -76,6 +77,7 @@ def plan(parser: argparse.ArgumentParser) -> None:
     _far(parser)
     _workload(parser)
     _limits(parser)
+    _drafting(parser)
     _fresh(parser)
 
 
@@ -157,6 +159,23 @@ def serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--port", type=_port, default=8080, metavar="N", help="port on 127.0.0.1, 0 takes a free one (8080)"
     )
+    _workload(parser)
+    _limits(parser)
+    _drafting(parser)
+    _fresh(parser)
+
+
+def draft(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = """examples:
+  penjing draft model.gguf                         n-grams, on prompts of five kinds that ship
+  penjing draft model.gguf --draft-model small.gguf
+  penjing draft model.gguf --prompts mine.txt      a line of --- stands between two prompts
+"""
+    parser.add_argument("model", nargs="?", metavar="MODEL", help=_MODEL)
+    parser.add_argument(
+        "--draft-model", metavar="FILE", help="a smaller model with the same tokens, tried as well"
+    )
+    parser.add_argument("--prompts", metavar="FILE", help="what is asked; left out: prompts of five kinds")
     _workload(parser)
     _limits(parser)
     _fresh(parser)
@@ -423,6 +442,13 @@ def _limits(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="longest wait for the first token in seconds",
     )
+
+
+def _drafting(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--draft", choices=("auto", "off"), default="auto",
+        help="guess tokens ahead where `penjing draft` found that it pays (auto)",
+    )  # fmt: skip
 
 
 def _fresh(parser: argparse.ArgumentParser) -> None:

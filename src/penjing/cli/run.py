@@ -21,8 +21,8 @@ from penjing.engines.base import Finished, Message, Sampling, Session, Text
 from penjing.engines.llamacpp import LlamaCpp
 from penjing.errors import UsageError
 from penjing.figures import Estimate
-from penjing.plan import Estimates, Plan
-from penjing.planner import Here
+from penjing.plan import Drafting, Estimates, Plan
+from penjing.planner import Here, drafted
 from penjing.progress import say
 from penjing.search import choose
 from penjing.tune import disturbed
@@ -213,8 +213,12 @@ def _for_this_prompt(here: Here, session: Session, prompt_tokens: int, max_token
         here.plan.workload, prompt_tokens=prompt_tokens, answer_tokens=max_tokens, context_tokens=None
     )
     question = replace(here.question, workload=wanted)
-    chosen = choose.appraise(question, session.settings)
-    return replace(here.plan, workload=wanted, chosen=replace(chosen, why=here.chosen.why))
+    drafting = session.settings.drafting
+    chosen = choose.appraise(question, replace(session.settings, drafting=Drafting()))
+    here = replace(here, plan=replace(here.plan, workload=wanted))
+    if drafting.kind != "none":
+        chosen = drafted(here, chosen, (drafting.kind,))
+    return replace(here.plan, chosen=replace(chosen, why=here.chosen.why))
 
 
 def _predicted(estimate: Estimates) -> Predicted:

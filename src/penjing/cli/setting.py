@@ -11,10 +11,13 @@ from penjing.engines.llamacpp import LlamaCpp, native
 from penjing.errors import BadFile, Unavailable, UsageError, UserError
 from penjing.machine import EngineFound, Machine
 from penjing.model import Model
-from penjing.planner import Here, plan_here, question_for
+from penjing.planner import Here, plan_here, question_for, with_drafting
 from penjing.progress import say
 from penjing.search.choose import Question
 from penjing.workload import Workload
+
+_DRAFTED = ("ngram", "model")
+_SERVED = (*_DRAFTED, "mtp")
 
 
 def workload(
@@ -112,8 +115,11 @@ def planned(
 ) -> Here:
     """The plan for this machine that the options ask for; `adapt` may widen the workload to what there is."""
     path, model = local_model(name)
-    machine = this_machine(path)
     engine = LlamaCpp()
+    engine.check()  # before the machine is measured for nothing
+    machine = this_machine(path)
     wanted = wanted or workload(args)
     wanted = adapt(question_for(model, machine, wanted, engine), wanted)
-    return plan_here(path, model, machine, wanted, engine, fresh=args.fresh, may_split=may_split, say=say)
+    here = plan_here(path, model, machine, wanted, engine, fresh=args.fresh, may_split=may_split, say=say)
+    kinds = _SERVED if args.command == "serve" else _DRAFTED
+    return with_drafting(here, kinds) if getattr(args, "draft", "off") == "auto" else here

@@ -46,9 +46,12 @@ class Sampling(Struct, frozen=True):
 
 
 class Sample(Struct, frozen=True):
-    """One timing of `tokens` tokens after `depth` others: wall and CPU seconds (of all threads)."""
+    """One timing of `tokens` tokens after `depth` others: wall and CPU seconds (of all threads).
 
-    kind: Literal["prefill", "decode"]
+    `check` is one pass that gives logits for all of its tokens, and a draw from each.
+    """
+
+    kind: Literal["prefill", "decode", "check"]
     tokens: int
     depth: int
     seconds: float
@@ -62,13 +65,21 @@ class Text(Struct, frozen=True):
 
 
 class Finished(Struct, frozen=True):
-    """The end of an answer. `first_token_seconds` runs from the request to the first drawn token."""
+    """The end of an answer. `first_token_seconds` runs from the request to the first drawn token.
+
+    Units:
+        tokens: what was drawn, without an end token.
+        guessed, right: tokens that were guessed ahead, and how many of them were drawn.
+    """
 
     reason: Literal["end", "length", "stopped"]
     prefill: Sample
     decode: Sample
     first_token_seconds: float
     peak_memory_bytes: int
+    tokens: tuple[int, ...] = ()
+    guessed: int = 0
+    right: int = 0
 
 
 class Session(Protocol):
@@ -108,7 +119,7 @@ class Session(Protocol):
 
     def time(
         self,
-        kind: Literal["prefill", "decode"],
+        kind: Literal["prefill", "decode", "check"],
         tokens: int,
         depth: int,
         repeats: int,
@@ -118,7 +129,8 @@ class Session(Protocol):
         """Time `tokens` tokens after `depth` others, `repeats` times, on random text.
 
         Decode ends a sample early after `most_seconds`; the sample says how many tokens it has. Of more than one
-        sequence decoded `together` every step gives a token to each; `tokens` counts the steps.
+        sequence decoded `together` every step gives a token to each; `tokens` counts the steps. To `check` more
+        tokens than one, drafting of at least as many less one has to be among the settings.
         """
         ...
 

@@ -20,7 +20,7 @@ from penjing.rates import Kernel, KernelTiming
 if TYPE_CHECKING:
     import numpy as np
 
-Kind = Literal["prefill", "decode"]
+Kind = Literal["prefill", "decode", "check"]
 Pace = Callable[[Kind, Settings, int, int], float]
 _VOCABULARY = 256
 

@@ -156,6 +156,7 @@ def describe(settings: Settings, default: Settings) -> str:
         (_threads(settings) != _threads(default), show_threads(settings)),
         (settings.micro_batch != default.micro_batch, f"micro-batch {settings.micro_batch}"),
         (settings.context_tokens != default.context_tokens, f"context {settings.context_tokens}"),
+        (settings.drafting != default.drafting, str(settings.drafting)),
     ]
     told = [text for differs, text in words if differs]
     return ", ".join(told) or "the engine's default, read instead of mapped"

@@ -23,7 +23,7 @@ from penjing.units import MIB
 if TYPE_CHECKING:
     import numpy as np
 
-Kind = Literal["prefill", "decode"]
+Kind = Literal["prefill", "decode", "check"]
 R = TypeVar("R", bound=p.Reply)
 _DECODER = msgspec.json.Decoder(p.Reply)
 _STEP_SECONDS = 600.0  # one micro-batch or one token of a model that is read from a slow disk

@@ -16,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -89,7 +90,7 @@ def build(progress: Callable[[float], None]) -> Build:
         Unavailable: no room on the disk, no permission.
         EngineError: the build failed, or what it made does not run; names the log.
     """
-    compiler = _check_tools()
+    compiler = check_tools()
     target = folder()
     work = None
     try:
@@ -166,17 +167,27 @@ def _running(command: list[str], environment: dict[str, str]) -> Iterator[subpro
             process.wait()
 
 
-def _check_tools() -> str:
-    """The compiler's name and version."""
+def check_tools() -> str:
+    """The compiler's name and version.
+
+    Raises:
+        EngineUnusable: no cmake, compiler or pip; says how to get them.
+    """
     compiler = next(
         (c for c in (os.environ.get("CXX"), "c++", "g++", "clang++") if c and shutil.which(c)), None
     )
     missing = [
-        name for name, there in (("cmake", shutil.which("cmake")), ("a C++ compiler", compiler)) if not there
+        name
+        for name, there in (
+            ("cmake", shutil.which("cmake")),
+            ("C++ compiler", compiler),
+            ("Python.h", (Path(sysconfig.get_path("include")) / "Python.h").exists()),
+        )
+        if not there
     ]
     if missing:
         raise EngineUnusable(
-            f"the engine cannot be compiled here: {' and '.join(missing)} is missing", hint=_how_to_install()
+            f"the engine cannot be compiled here: no {' and no '.join(missing)}", hint=_how_to_install()
         )
     assert compiler is not None
     if subprocess.run(
@@ -191,8 +202,8 @@ def _check_tools() -> str:
 
 def _how_to_install() -> str:
     known = {
-        "apt-get": "apt-get install cmake g++",
-        "dnf": "dnf install cmake gcc-c++",
+        "apt-get": "apt-get install cmake g++ python3-dev",
+        "dnf": "dnf install cmake gcc-c++ python3-devel",
         "brew": "brew install cmake",
     }
     return next(

@@ -49,7 +49,7 @@ class Stop(Struct, frozen=True, tag=True):
 class Time(Struct, frozen=True, tag=True):
     """See `Session.time`."""
 
-    kind: Literal["prefill", "decode"]
+    kind: Literal["prefill", "decode", "check"]
     tokens: int
     depth: int
     repeats: int

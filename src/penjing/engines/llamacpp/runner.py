@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import codecs
 import random
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from msgspec.structs import replace
 
+from penjing.drafting import Lookup
 from penjing.engines.base import Finished, Sample, Sampling
+from penjing.engines.llamacpp.drafts import DraftModel, Drafts
+from penjing.engines.llamacpp.drawing import Clock, new_sampler
 from penjing.engines.llamacpp.loaded import Loaded, peak_bytes
 from penjing.errors import EngineError
-from penjing.plan import Memory, Settings
+from penjing.plan import Drafting, Memory, Settings
 
 if TYPE_CHECKING:
     import numpy as np
 
-Kind = Literal["prefill", "decode"]
+Kind = Literal["prefill", "decode", "check"]
 _CELLS = 256  # the cache is rounded up to so many positions
 _LOGIT_ROWS = 64  # rows in one block of logits: 40 MB for a vocabulary of 150,000
 
@@ -36,15 +38,19 @@ class Runner:
         self._loaded = Loaded(path, settings, check=check)
         self.ffi, self.lib, self.vocab = self._loaded.ffi, self._loaded.lib, self._loaded.vocab
         self.vocabulary = int(self.lib.llama_vocab_n_tokens(self.vocab))
+        self._draft_model: DraftModel | None = None
+        self._draft_for: tuple[str, Settings] | None = None
         self.memory = self.configure(settings)
         for kind in ("prefill", "decode") if warm_up else ():
             self._enter(kind)
-            self._decode(self._random_tokens(2, seed=0))
+            self.decode(self._random_tokens(2, seed=0))
 
     def configure(self, settings: Settings, outputs: int | None = None, *, unified: bool = True) -> Memory:
         """New, empty contexts; see `Loaded.configure`. Returns the engine's memory by class."""
-        self.memory = self._loaded.configure(settings, outputs or settings.sequences, unified=unified)
+        outputs = outputs or max(settings.sequences, 1 + settings.drafting.tokens)
+        self.memory = self._loaded.configure(settings, outputs, unified=unified)
         self.settings = settings
+        self._load_draft_model()
         self._enter("prefill")
         self.context_tokens = int(self.lib.llama_n_ctx(self._context))
         return self.memory
@@ -53,7 +59,7 @@ class Runner:
         """Work in the context of this phase, with an empty cache."""
         repack = self.settings.prefill_repack if kind == "prefill" else self.settings.repack
         self._context = self._loaded.contexts[repack]
-        self._clear()
+        self.clear()
 
     def _hand_over(self) -> None:
         """Go on in the context of decode with the cache that prefill has filled."""
@@ -112,37 +118,59 @@ class Runner:
                 hint=f"--context {len(tokens) + max_tokens}",
             )
         self._enter("prefill")
-        sampler = self._sampler(sampling)
+        sampler = new_sampler(self.lib, sampling)
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        clock = _Clock()
+        clock = Clock()
         try:
-            done = self._prefill(tokens, stopped)
-            token = self._sample(sampler) if done == len(tokens) else None
+            done = self.prefill(tokens, stopped)
+            token = self.sample(sampler) if done == len(tokens) else None
             self._hand_over()
             prefill = clock.lap("prefill", done, 0)
-            drawn, reason = 0, "stopped" if token is None else "length"
+            most = min(max_tokens, room)
+            drafts = self._drafts()
+            draws = drafts.draws([*tokens, token or 0], len(tokens) + most, sampler)
+            drawn: list[int] = []
+            reason = "stopped" if token is None else "length"
             while token is not None:
                 if self.lib.llama_vocab_is_eog(self.vocab, token):
                     reason = "end"
                     break
-                drawn += 1
+                drawn.append(token)
                 if text := decoder.decode(self.piece(token)):
                     yield text
-                if drawn == min(max_tokens, room):
+                if len(drawn) == most:
                     break
                 if stopped():
                     reason = "stopped"
                     break
-                self._decode([token])
-                token = self._sample(sampler)
+                token = next(draws)
             if rest := decoder.decode(b"", final=True):
                 yield rest
             # the first token was drawn from the prefill's logits; the end token was computed like the others
-            steps = drawn if reason == "end" else max(0, drawn - 1)
+            steps = len(drawn) if reason == "end" else max(0, len(drawn) - 1)
             decode = clock.lap("decode", steps, len(tokens))
-            yield Finished(reason, prefill, decode, prefill.seconds, peak_bytes())  # type: ignore[arg-type]
+            counted = tuple(drawn), drafts.guessed, drafts.right
+            yield Finished(reason, prefill, decode, prefill.seconds, peak_bytes(), *counted)  # type: ignore[arg-type]
         finally:
             self.lib.llama_sampler_free(sampler)
+
+    def _drafts(self) -> Drafts:
+        """The way to guess that the settings name, with a memory of its own for each answer."""
+        drafting = self.settings.drafting
+        if drafting.kind == "ngram":
+            return Drafts(self, Lookup(drafting.matched, drafting.tokens), drafting.tokens)
+        if drafting.kind == "model" and self._draft_model is not None:
+            self._draft_model.forget()
+            return Drafts(self, self._draft_model, drafting.tokens)
+        return Drafts(self, None, 0)
+
+    def _load_draft_model(self) -> None:
+        """One that is loaded stays so while nothing changes but whether it is used."""
+        plain = replace(self.settings, drafting=Drafting(), prefill_repack=self.settings.repack, sequences=1)
+        path = self.settings.drafting.draft_model
+        if path and self._draft_for != (path, plain):
+            self._draft_model = DraftModel(Runner(Path(path), plain, check=False), self)
+            self._draft_for = path, plain
 
     def time(self, kind: Kind, tokens: int, depth: int, repeats: int, most_seconds: float) -> list[Sample]:
         """Time `tokens` tokens after `depth` others, `repeats` times; decode ends early after `most_seconds`."""
@@ -151,14 +179,14 @@ class Runner:
         ids = self._random_tokens(max(tokens, 1), seed=tokens)
         self._enter(kind)
         self._fill(depth)
-        sampler = self._sampler(Sampling(seed=1))
+        sampler = new_sampler(self.lib, Sampling(seed=1))
         samples = []
         try:
             for _ in range(repeats):
-                if kind == "decode":  # the first step after a prefill pays for a new graph, once an answer
-                    self._decode(ids[:1])
+                if kind != "prefill":  # the first step after a prefill pays for a new graph, once an answer
+                    self.decode(ids, every=True) if kind == "check" else self.decode(ids[:1])
                 handed_over = self.settings.split and kind == "prefill"  # and left the context of prefill
-                if handed_over or not self._rewind(depth):
+                if handed_over or not self.rewind(depth):
                     self._enter(kind)
                     self._fill(depth)
                 samples.append(self._time_once(kind, ids, depth, sampler, most_seconds))
@@ -176,7 +204,7 @@ class Runner:
         settings = self.settings
         each = -(-(depth + tokens + 2) // _CELLS) * _CELLS
         self.configure(replace(settings, sequences=together, context_tokens=together * each), unified=False)
-        sampler = self._sampler(Sampling(seed=1))
+        sampler = new_sampler(self.lib, Sampling(seed=1))
         try:
             return [self._time_steps(together, tokens, depth, sampler, most_seconds) for _ in range(repeats)]
         finally:
@@ -187,13 +215,13 @@ class Runner:
         self, together: int, tokens: int, depth: int, sampler: Any, most_seconds: float
     ) -> Sample:
         self._enter("decode")
-        self._prefill(self._random_tokens(depth, seed=depth), lambda: False)
+        self.prefill(self._random_tokens(depth, seed=depth))
         for sequence in range(1, together):
             self.lib.llama_memory_seq_cp(self._cache, 0, sequence, -1, -1)
         batch = self.lib.llama_batch_init(together, 0, 1)
         try:
             self._step(batch, together, depth, sampler)  # pays for a new graph, as in `time`
-            clock, done = _Clock(), 0
+            clock, done = Clock(), 0
             while done < tokens and (done == 0 or clock.seconds < most_seconds):
                 done += 1
                 self._step(batch, together, depth + done, sampler)
@@ -212,16 +240,21 @@ class Runner:
             self.lib.llama_sampler_sample(sampler, self._context, i)
 
     def _time_once(self, kind: Kind, ids: list[int], depth: int, sampler: Any, most_seconds: float) -> Sample:
-        clock = _Clock()
+        clock = Clock()
         if kind == "prefill":
-            self._prefill(ids, lambda: False)
-            self._sample(sampler)
+            self.prefill(ids)
+            self.sample(sampler)
             self._hand_over()
+            return clock.lap(kind, len(ids), depth)
+        if kind == "check":
+            self.decode(ids, every=True)
+            for i in range(len(ids)):
+                self.sample(sampler, i)
             return clock.lap(kind, len(ids), depth)
         done = 0
         while done < len(ids) and (done == 0 or clock.seconds < most_seconds):
-            self._decode([ids[done]])
-            self._sample(sampler)
+            self.decode([ids[done]])
+            self.sample(sampler)
             done += 1
         return clock.lap(kind, done, depth)
 
@@ -237,21 +270,21 @@ class Runner:
         self.configure(self.settings, outputs=_LOGIT_ROWS)
         for start in range(0, len(tokens), _LOGIT_ROWS):
             rows = tokens[start : start + _LOGIT_ROWS]
-            self._decode(rows, every=True)
+            self.decode(rows, every=True)
             size = len(rows) * self.vocabulary * 4
             raw = self.ffi.buffer(self.lib.llama_get_logits(self._context), size)
             yield np.frombuffer(raw, dtype=np.float32).reshape(len(rows), self.vocabulary)
         self.configure(self.settings)
 
-    def _prefill(self, tokens: Sequence[int], stopped: Callable[[], bool]) -> int:
+    def prefill(self, tokens: Sequence[int], stopped: Callable[[], bool] = lambda: False) -> int:
         """Process `tokens` by micro-batches; returns how many were done before `stopped`."""
         for start in range(0, len(tokens), self.settings.micro_batch):
             if start and stopped():
                 return start
-            self._decode(tokens[start : start + self.settings.micro_batch])
+            self.decode(tokens[start : start + self.settings.micro_batch])
         return len(tokens)
 
-    def _decode(self, tokens: Sequence[int], *, every: bool = False) -> None:
+    def decode(self, tokens: Sequence[int], *, every: bool = False) -> None:
         """One pass over `tokens`; logits for the last one, or for `every` one."""
         ids = self.ffi.new("llama_token[]", list(tokens))
         batch = self.lib.llama_batch_get_one(ids, len(ids))
@@ -267,26 +300,9 @@ class Runner:
                 f"the engine failed on {batch.n_tokens} tokens with code {code}: {self._loaded.telling_line()}"
             )
 
-    def _sample(self, sampler: Any) -> int:
-        return int(self.lib.llama_sampler_sample(sampler, self._context, -1))
-
-    def _sampler(self, sampling: Sampling) -> Any:
-        """llama.cpp's usual chain: top-k, top-p, min-p, temperature, draw."""
-        lib = self.lib
-        chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
-        if sampling.temperature <= 0:
-            lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_greedy())
-            return chain
-        seed = random.getrandbits(32) if sampling.seed is None else sampling.seed % 2**32
-        for link in (
-            lib.llama_sampler_init_top_k(sampling.top_k),
-            lib.llama_sampler_init_top_p(sampling.top_p, 1),
-            lib.llama_sampler_init_min_p(sampling.min_p, 1),
-            lib.llama_sampler_init_temp(sampling.temperature),
-            lib.llama_sampler_init_dist(seed),
-        ):
-            lib.llama_sampler_chain_add(chain, link)
-        return chain
+    def sample(self, sampler: Any, index: int = -1) -> int:
+        """Draw from the logits of the token at `index` of the last pass."""
+        return int(self.lib.llama_sampler_sample(sampler, self._context, index))
 
     # ---- the cache -----------------------------------------------------------------------------
 
@@ -294,10 +310,11 @@ class Runner:
     def _cache(self) -> Any:
         return self.lib.llama_get_memory(self._context)
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
+        """Forget everything."""
         self.lib.llama_memory_clear(self._cache, False)
 
-    def _rewind(self, depth: int) -> bool:
+    def rewind(self, depth: int) -> bool:
         """Forget all after `depth`; False where the cache cannot (recurrent state)."""
         return bool(self.lib.llama_memory_seq_rm(self._cache, 0, depth, -1))
 
@@ -308,21 +325,21 @@ class Runner:
         it back, so that timing at depth 4000 costs a prefill of about 32. Caches that cannot be
         shifted (recurrent, multi-axis rotary) are filled by a prefill of the full length.
         """
-        self._clear()
+        self.clear()
         doublings = 0
         while depth >> doublings > 32:
             doublings += 1
-        if not self.lib.llama_memory_can_shift(self._cache) or not self._rewind(0):
+        if not self.lib.llama_memory_can_shift(self._cache) or not self.rewind(0):
             doublings = 0
         filled = -(-depth // 2**doublings)
         if filled * 2**doublings > self.context_tokens:
             doublings, filled = 0, depth
         if filled:
-            self._prefill(self._random_tokens(filled, seed=depth), lambda: False)
+            self.prefill(self._random_tokens(filled, seed=depth))
         for _ in range(doublings):
             self._double(filled)
             filled *= 2
-        self._rewind(depth)
+        self.rewind(depth)
 
     def _double(self, filled: int) -> None:
         lib, state = self.lib, self._state()
@@ -342,20 +359,3 @@ class Runner:
     def _random_tokens(self, count: int, seed: int) -> list[int]:
         draw = random.Random(seed)
         return [draw.randrange(self.vocabulary) for _ in range(count)]
-
-
-class _Clock:
-    """Wall and CPU seconds since it was made, or since the last lap."""
-
-    def __init__(self) -> None:
-        self._wall, self._cpu = time.perf_counter(), time.process_time()
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self._wall
-
-    def lap(self, kind: Kind, tokens: int, depth: int) -> Sample:
-        wall, cpu = time.perf_counter(), time.process_time()
-        sample = Sample(kind, tokens, depth, wall - self._wall, cpu - self._cpu)
-        self._wall, self._cpu = wall, cpu
-        return sample

@@ -16,7 +16,7 @@ import msgspec
 from penjing.engines.llamacpp import native
 from penjing.engines.process import Child, die_with_parent, pack, read_frame, take_stdout, write_all
 from penjing.errors import EngineError, Unavailable
-from penjing.plan import Settings
+from penjing.plan import Drafting, Settings
 
 
 class Serve(msgspec.Struct, frozen=True):
@@ -113,12 +113,31 @@ def parameters(x: Any, serve: Serve) -> Any:
     params.flash_attn_type = _flash_attention(x)[settings.flash_attention]
     load = x.llama_load_mode
     params.load_mode = load.LLAMA_LOAD_MODE_MMAP if settings.mapped else load.LLAMA_LOAD_MODE_NONE
+    _draft(x, params.speculative, settings.drafting)
     params.endpoint_metrics = True
     params.fit_params = (
         False  # the plan has already counted; a second opinion would lower the context silently
     )
     params.ui = False
     return params
+
+
+def _draft(x: Any, speculative: Any, drafting: Drafting) -> None:
+    """What guesses ahead, in the server's words."""
+    if drafting.kind == "none":
+        return
+    kinds = x.common_speculative_type
+    speculative.types = [
+        {
+            "ngram": kinds.COMMON_SPECULATIVE_TYPE_NGRAM_SIMPLE,
+            "model": kinds.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE,
+            "mtp": kinds.COMMON_SPECULATIVE_TYPE_DRAFT_MTP,
+        }[drafting.kind]
+    ]
+    speculative.draft.n_max = drafting.tokens
+    speculative.draft.mparams.path = drafting.draft_model
+    if drafting.kind == "ngram":
+        speculative.ngram_simple.size_n, speculative.ngram_simple.size_m = drafting.matched, drafting.tokens
 
 
 def _cache_types(x: Any) -> Mapping[str, Any]:

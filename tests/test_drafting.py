@@ -207,7 +207,7 @@ def test_what_won_is_used(place: dict[str, str], prompts: Path):
     ]
     assert [p["settings"]["drafting"]["kind"] for p in plans] == ["none", "ngram", "none"]
     rates = [p["estimate"]["decode_tokens_per_s"]["value"] for p in plans]
-    assert rates[1] == pytest.approx(2 * rates[0]) and "it wins" in plans[1]["why"]
+    assert rates[1] > 1.4 * rates[0] and "it wins" in plans[1]["why"]  # beside load rates are taken anew
     words = ("run", ASKED[0], "--max-tokens", "24", "--temperature", "0")
     quick, plain = (document(*words, *more, place=place) for more in ([], ["--draft", "off"]))
     assert quick["plan"]["chosen"]["settings"]["drafting"]["tokens"] == 8

@@ -16,6 +16,7 @@ Option = tuple[str, object]  # a flag and its value; True for a switch; False an
 _RPC_PORT = 13345
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
 _MICRO_BATCH = 512
+_OUTSIDE = 0.05  # of the memory: what activations take beside the share that SGLang is told
 
 
 def program(deployment: Deployment) -> tuple[str, ...]:
@@ -127,7 +128,7 @@ def _sglang(d: Deployment, node: int) -> Iterator[Option]:
     yield "--context-length", d.context_tokens
     yield "--max-running-requests", d.most_sequences if shared else -(-d.most_sequences // d.data_parallel)
     yield "--chunked-prefill-size", d.most_batched_tokens
-    yield "--mem-fraction-static", d.memory_share
+    yield "--mem-fraction-static", max(_OUTSIDE, round(d.memory_share - _OUTSIDE, 3))
     yield "--kv-cache-dtype", "fp8_e4m3" if d.kv_cache_type == "fp8" else None
     yield from _sglang_speculation(d)
     if d.vendor == "Huawei":

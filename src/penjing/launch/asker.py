@@ -1,8 +1,8 @@
 """Asks an engine's own parser about commands, in the Python of the environment that holds the engine.
 
-Needs nothing of penjing. Reads {"engine", "commands"} as JSON from stdin and prints {"version", "verdicts"} as its
-last line. A verdict has the level that was passed ("parser", or "config" where the model's config.json is here), or
-None and the engine's words.
+Needs nothing of penjing. Reads {"engine", "config", "commands"} as JSON from stdin and prints {"version", "verdicts"} as
+its last line. A verdict has the level that was passed ("parser", or "config" where the model's config.json is here),
+or None and the engine's words.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ def main() -> None:
     ]  # our names are not theirs
     question = json.load(sys.stdin)
     with contextlib.redirect_stdout(sys.stderr):
-        version, judge = {"vllm": _vllm, "sglang": _sglang}[question["engine"]]()
+        version, judge = _vllm(question["config"]) if question["engine"] == "vllm" else _sglang()
         verdicts = [judge(words) for words in question["commands"]]
     print("\n" + json.dumps({"version": version, "verdicts": verdicts}))
 
 
-def _vllm() -> tuple[str, Judge]:
+def _vllm(config: bool) -> tuple[str, Judge]:
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     parser = _vllm_parser()(FlexibleArgumentParser())
@@ -50,6 +50,8 @@ def _vllm() -> tuple[str, Judge]:
         if namespace is None:
             return {"level": None, "error": error}
         namespace.model = namespace.model_tag or namespace.model
+        if not config:
+            return {"level": "parser", "why": "what needs a plugin is not checked without it"}
         if not _has_config(namespace.model):
             return {"level": "parser", "why": f"there is no config.json of `{namespace.model}` here"}
         return _config_verdict(namespace)

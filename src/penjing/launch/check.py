@@ -85,7 +85,8 @@ def by_engine(deployment: Deployment, place: str | None = None) -> Validation:
     if found is None:
         return Validation(reached.level, reached.engine, f"{deployment.engine} is not installed here")
     commands = [checkable(deployment, node) for node in range(deployment.nodes)]
-    version, verdicts = ask(deployment.engine, found, commands)
+    config = not deployment.plugin  # without the plugin the engine would refuse what only it knows
+    version, verdicts = ask(deployment.engine, found, commands, config=config)
     for verdict in verdicts:
         if verdict.level is None:
             raise EngineError(
@@ -118,16 +119,21 @@ def checkable(deployment: Deployment, node: int = 0) -> list[str]:
 
 
 def ask(
-    engine: str, program: str, commands: Sequence[Sequence[str]], limit_seconds: float = _LIMIT_SECONDS
+    engine: str,
+    program: str,
+    commands: Sequence[Sequence[str]],
+    limit_seconds: float = _LIMIT_SECONDS,
+    *,
+    config: bool = True,
 ) -> tuple[str, list[Verdict]]:
-    """The engine's version, and its verdict on each command.
+    """The engine's version, and its verdict on each command, with `config` checked where a model's is here.
 
     Raises:
         EngineTimeout, EngineDied: it gave none.
     """
     if engine == "llama.cpp":
         return _ask_server(program, commands, limit_seconds)
-    question = json.dumps({"engine": engine, "commands": [list(words) for words in commands]})
+    question = json.dumps({"engine": engine, "config": config, "commands": [list(w) for w in commands]})
     done = _run([program, str(_ASKER)], question, limit_seconds * (1 + len(commands) / 20))
     last = done.stdout.strip().rpartition("\n")[2]
     try:

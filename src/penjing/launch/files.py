@@ -27,7 +27,10 @@ def served(deployment: Deployment, form: Form) -> Deployment:
     """
     if form == "command":
         return deployment
-    return replace(deployment, host="0.0.0.0", api_key_env=deployment.api_key_env or _KEY)
+    host = (
+        deployment.host if form == "compose" and deployment.nodes > 1 else "0.0.0.0"
+    )  # several share their host's
+    return replace(deployment, host=host, api_key_env=deployment.api_key_env or _KEY)
 
 
 def text(deployment: Deployment, form: Form, validated: str) -> str:

@@ -60,7 +60,10 @@ def _container(deployment: Deployment, node: int) -> Document:
         "image": image(deployment),
         "command": ["/app/llama-server"] if deployment.engine == "llama.cpp" else list(program(deployment)),
         "args": words(deployment, node, lambda name: f"$({name})", "$$"),
-        "env": [_secret(deployment, name) for name in key_variables(deployment)],
+        "env": [
+            *(_secret(deployment, name, "api-key") for name in key_variables(deployment)),
+            _token(deployment),
+        ],
         "volumeMounts": [{"name": m["name"], "mountPath": _place(m)} for m in _volumes(deployment)],
     }
     if deployment.nodes > 1:
@@ -74,9 +77,16 @@ def _container(deployment: Deployment, node: int) -> Document:
     return container
 
 
-def _secret(deployment: Deployment, variable: str) -> Document:
-    secret = {"name": dns_name(deployment.served_as), "key": "api-key"}
+def _secret(deployment: Deployment, variable: str, key: str) -> Document:
+    secret: Document = {"name": dns_name(deployment.served_as), "key": key}
     return {"name": variable, "valueFrom": {"secretKeyRef": secret}}
+
+
+def _token(deployment: Deployment) -> Document:
+    """The hub's token, for repositories that ask for one; the secret may do without it."""
+    token = _secret(deployment, "HF_TOKEN", "hf-token")
+    token["valueFrom"]["secretKeyRef"]["optional"] = True
+    return token
 
 
 def _volumes(deployment: Deployment) -> list[Document]:

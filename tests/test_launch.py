@@ -19,7 +19,10 @@ from penjing.errors import UsageError
 from penjing.launch import files, known
 from penjing.launch.arguments import arguments, known_for, program, variables
 from penjing.launch.formats import FORMATS
+from test_imports import EFFECTS, PACKAGE, imports
 
+LAUNCH = PACKAGE / "launch"
+_PATH = {"PATH": "/bin:/usr/bin"}
 ENGINES = {
     "vllm": ("0.32.0", "NVIDIA", "H20"),
     "ascend": ("0.23.0", "Huawei", "Ascend 910B2"),
@@ -187,7 +190,7 @@ def test_the_list_catches_what_the_parser_would(words, problem):
 
 
 def test_lists_differ_by_version():
-    """The cache types of vLLM 0.32 are not all known to 0.23, on which Ascend devices run; both have the other flags."""
+    """Not all cache types of vLLM 0.32 are known to 0.23, on which Ascend devices run; both have the same flags."""
     words = ["m", "--kv-cache-dtype", "int4_per_token_head"]
 
     assert "" == known.fault(known.engines()["vllm", "0.32.0"], words)
@@ -294,15 +297,9 @@ def test_a_shell_script_stops_without_its_variables():
     found = deployment("sglang", host="0.0.0.0", api_key_env="THE_KEY")
     text = files.text(found, "command", "not at all").replace("python3", "echo")
 
-    without = subprocess.run(
-        ["sh", "-c", text], capture_output=True, text=True, check=False, env={"PATH": "/bin:/usr/bin"}
-    )
-    with_key = subprocess.run(
-        ["sh", "-c", text],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={"PATH": "/bin:/usr/bin", "THE_KEY": "a b"},
+    without, with_key = (
+        subprocess.run(["sh", "-c", text], capture_output=True, text=True, check=False, env=_PATH | env)
+        for env in ({}, {"THE_KEY": "a b"})
     )
 
     assert without.returncode != 0 and "THE_KEY" in without.stderr and not without.stdout
@@ -323,6 +320,12 @@ def test_the_header_says_what_it_is():
         "one thing to know",
     ):
         assert any(part in line for line in lines), part
+
+
+@pytest.mark.parametrize("path", sorted(LAUNCH.glob("*.py")), ids=lambda path: path.stem)
+def test_only_the_check_has_effects(path):
+    """All but the questions to an engine is pure: no process, no socket, no clock."""
+    assert path.stem in ("check", "asker") or set() == EFFECTS.intersection(imports(path))
 
 
 def _service(found: Deployment) -> dict[str, Any]:

@@ -10,9 +10,9 @@ import re
 from pathlib import Path
 
 import pytest
-from configs import folder
 from msgspec.structs import replace
 
+from configs import folder
 from penjing import catalogue
 from penjing.deployment import Deployment, Speculation
 from penjing.launch import check, files

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from penjing import catalogue
 from penjing.cli import setting, show
 from penjing.deployment import LOOPBACK, Deployment
 from penjing.errors import UsageError
+from penjing.formats import BY_NAME
 from penjing.launch import check, files
 from penjing.launch.arguments import arguments, program
 from penjing.launch.arrange import arranged
@@ -65,7 +67,7 @@ def _document(
 
 
 def _deployment(args: argparse.Namespace) -> Deployment:
-    model, weights, held = _model(args.model)
+    model, weights, held = _model(args.model, _gguf_type(args))
     context = args.context or min(_USUAL_CONTEXT, model.context_tokens)
     answer = max(1, context // 4)
     workload = Workload(max(1, context - answer), answer, users=args.users, context_tokens=max(2, context))
@@ -96,7 +98,22 @@ def _asked(args: argparse.Namespace, weights: str, held: str, model: Model) -> A
     )
 
 
-def _model(name: str) -> tuple[Model, str, str]:
+def _gguf_type(args: argparse.Namespace) -> str | None:
+    """The type of the weights in a repository of GGUF files: `:Q4_K_M` is taken for q4_K, a few percent too small."""
+    if args.format != "gguf":
+        return None
+    tag = (args.repository or "").rpartition(":")[2].lower()
+    found = {kind.lower(): kind for kind in BY_NAME}.get(re.sub(r"_(xs|s|m|l|xl)$", "", tag))
+    found = {kind.lower(): kind for kind in BY_NAME}.get(tag, found)
+    if found is None and not args.model.endswith(".gguf"):
+        raise UsageError(
+            "of a repository of GGUF files, the type is needed to know their size",
+            hint="--format gguf --repository OWNER/NAME-GGUF:Q4_K_M",
+        )
+    return found
+
+
+def _model(name: str, gguf_type: str | None) -> tuple[Model, str, str]:
     """The model, the weights that its makers give it, and the format that they hold."""
     from penjing import hf
 
@@ -107,7 +124,7 @@ def _model(name: str) -> tuple[Model, str, str]:
     if path.suffix == ".gguf":
         path, model = setting.local_model(name)
         return model, str(path.resolve()), "gguf"
-    model = catalogue.model(name)
+    model = catalogue.model(name, gguf_type)
     return model, catalogue.shape(name).repository, published(model)
 
 

@@ -1,8 +1,8 @@
 """Asks an engine's own parser about commands, in the Python of the environment that holds the engine.
 
-Needs nothing of penjing. Reads {"engine", "config", "commands"} as JSON from stdin and prints {"version", "verdicts"} as
-its last line. A verdict has the level that was passed ("parser", or "config" where the model's config.json is here),
-or None and the engine's words.
+Needs nothing of penjing. Reads {"engine", "config", "commands"} as JSON from stdin and prints {"version", "verdicts"}
+as its last line. A verdict has the level that was passed ("parser", or "config" where the model's config.json is
+here), or None and the engine's words.
 """
 
 from __future__ import annotations

@@ -28,7 +28,6 @@ Level = Literal["syntax", "flags", "parser", "config"]
 
 _LIMIT_SECONDS = 180.0
 _ASKER = Path(__file__).with_name("asker.py")
-_MODULES = {"vllm": "vllm", "sglang": "sglang"}
 
 
 class Validation(Struct, frozen=True):
@@ -107,7 +106,8 @@ def where(engine: str, place: str | None = None) -> str | None:
         return found
     if engine == "llama.cpp":
         return shutil.which("llama-server")
-    return sys.executable if util.find_spec(_MODULES[engine]) else None
+    module = util.find_spec(engine)  # a mere folder of that name has no origin
+    return sys.executable if module and module.origin else None
 
 
 def checkable(deployment: Deployment, node: int = 0) -> list[str]:

@@ -219,6 +219,9 @@ REFUSED = {
     "an unknown format": (
         ("Qwen3-8B", "H20"), {"weight_format": "FP-8"}, UnknownName, "no format `FP-8`", "did you mean `--format fp8`",
     ),
+    "more than anybody launches at once": (
+        ("Qwen3-8B", "H20", 10**9), {}, UsageError, "1000000000 x `H20`.* 4096", "--count 4096",
+    ),
     "open to all without a key": (
         ("Qwen3-8B", "H20"), {"host": "0.0.0.0"}, UsageError, "no API key", "--host 127.0.0.1",
     ),

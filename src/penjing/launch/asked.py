@@ -17,6 +17,7 @@ from penjing.machine import Machine
 _PARTS = {"Ascend 910C": 2, "CloudMatrix384": 2, "Instinct MI250": 2}
 
 _USUAL_NODE = 8  # devices in a server
+_MOST_DEVICES = 4096
 _LARGEST_NODE = 16  # machines of more devices are racks, made of usual nodes
 
 
@@ -67,6 +68,11 @@ def fleet(machine: Machine, asked: Asked) -> Fleet:
         raise UsageError(
             f"nobody says how much memory `{machine.name}` has, so that nothing can be arranged on it",
             hint="describe it in a file: `penjing machines --help` says how",
+        )
+    if asked.count * machine.count > _MOST_DEVICES:
+        raise UsageError(
+            f"{asked.count} x `{machine.name}` are more devices than one launch is written for, {_MOST_DEVICES}",
+            hint=f"--count {_MOST_DEVICES // machine.count}",
         )
     parts = _PARTS.get(machine.name, 1)
     own = machine.count if 1 < machine.count <= _LARGEST_NODE else _USUAL_NODE

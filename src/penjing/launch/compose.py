@@ -15,6 +15,7 @@ from penjing.launch.containers import (
     image,
     key_variables,
     mounted_folder,
+    settings,
     words,
 )  # fmt: skip
 from penjing.launch.yaml_text import dns_name
@@ -67,7 +68,7 @@ def _required(name: str) -> str:
 
 def _environment(deployment: Deployment) -> dict[str, str]:
     keys = {name: _required(deployment.api_key_env) for name in key_variables(deployment)}
-    return {**keys, "HF_TOKEN": "${HF_TOKEN:-}"}
+    return {**keys, **settings(deployment), "HF_TOKEN": "${HF_TOKEN:-}"}
 
 
 def _volumes(deployment: Deployment) -> list[str]:

@@ -11,7 +11,7 @@ from penjing.errors import UsageError
 from penjing.launch.arguments import arguments, known_for, variables
 from penjing.launch.known import Vendor
 
-CACHE = "/root/.cache/huggingface"
+CACHE = "/hub"  # where what is fetched is kept, by each engine's own variable
 MODELS = "/models"
 
 # what a container of Ascend devices sees of its host's driver
@@ -71,6 +71,11 @@ def key_variables(deployment: Deployment) -> tuple[str, ...]:
     """Names under which the container is given the API key: where the engine looks, or where its flag points."""
     own = known_for(deployment).api_key_variable
     return (own or deployment.api_key_env,) if deployment.api_key_env else ()
+
+
+def settings(deployment: Deployment) -> dict[str, str]:
+    """Variables of the container that are no secret."""
+    return {"LLAMA_CACHE" if deployment.engine == "llama.cpp" else "HF_HOME": CACHE}
 
 
 def _filled(word: str, names: tuple[str, ...], variable: Callable[[str], str], escape: str) -> str:

@@ -15,6 +15,7 @@ from penjing.launch.containers import (
     image,
     key_variables,
     mounted_folder,
+    settings,
     vendor,
     words,
 )  # fmt: skip
@@ -75,6 +76,12 @@ def _container(deployment: Deployment, node: int) -> Document:
         container["ports"] = [{"name": "http", "containerPort": deployment.port}]
         container["readinessProbe"] = {"httpGet": {"path": "/health", "port": "http"}, "periodSeconds": 10}
     return container
+
+
+def _environment(deployment: Deployment) -> list[Document]:
+    keys = [_secret(deployment, name, "api-key") for name in key_variables(deployment)]
+    plain = [{"name": name, "value": value} for name, value in settings(deployment).items()]
+    return [*keys, *plain, _token(deployment)]
 
 
 def _secret(deployment: Deployment, variable: str, key: str) -> Document:

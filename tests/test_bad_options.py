@@ -18,14 +18,14 @@ COMMANDS = ("run", "plan", "bench", "serve")
 FILES = ("calibrate", "build", "eval")  # make or compare files, and have none of the limits of a plan
 NUMERIC = {
     "run": ("--max-tokens", "--temperature"),
-    "plan": ("--prompt", "--answer", "--users"),
+    "plan": ("--prompt", "--answer", "--users", "--price-per-hour", "--price-per-kwh"),
     "bench": ("--prompt", "--answer", "--users", "--rounds"),
     "serve": ("--prompt", "--answer", "--users"),
     "calibrate": ("--tokens",),
     "build": ("--size", "--bpw", "--max-kld", "--min-decode", "--finalists"),
     "eval": ("--tokens",),
 }
-LIMITS = ("--context", "--memory", "--max-kld", "--min-decode", "--first-token")
+LIMITS = ("--context", "--memory", "--max-kld", "--min-decode", "--per-token", "--first-token")
 OPTIONS = [(command, option) for command in COMMANDS for option in (*NUMERIC[command], *LIMITS)]
 OPTIONS += [(command, option) for command in FILES for option in NUMERIC[command]]
 
@@ -45,6 +45,7 @@ def test_limits_that_make_no_sense(command: str, option: str, refuses):
 def test_every_numeric_option_is_tried():
     """The list above holds every option that takes a value and is no text."""
     texts = {"--system", "--on", "--plan", "--seed", "--port", "--draft", "--draft-model", "--prompts"}
+    texts |= {"--picture", "--format", "--class", "--rules"}
     texts |= {"--out", "--text", "--sensitivity", "--against", "--versus"}
     for command in (*COMMANDS, *FILES):
         parser = argparse.ArgumentParser()

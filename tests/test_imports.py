@@ -24,10 +24,22 @@ EFFECTS = {
 
 # Lower rooms never import higher ones; modules of one room may import each other.
 ROOMS = (
-    {"units", "errors", "figures", "formats", "model", "machine", "workload", "plan", "artifact", "rates"},
+    {
+        "units",
+        "errors",
+        "figures",
+        "formats",
+        "model",
+        "machine",
+        "workload",
+        "plan",
+        "deployment",
+        "artifact",
+        "rates",
+    },
     {"cost", "quality", "drafting"},
     {"search"},
-    {"store", "progress", "fingerprint", "gguf", "hf", "probe", "engines", "catalogue", "fetch"},
+    {"store", "progress", "fingerprint", "gguf", "hf", "probe", "engines", "catalogue", "fetch", "launch"},
     {"quantize", "sensitivities", "texts", "drafts", "table", "elsewhere"},
     {"calibrate", "evaluate", "build", "costs", "prior", "kernel_rates", "pass_rates", "reference", "slices"},
     {"tune", "planner", "bench", "shrink", "finalists", "codesign", "ablation", "guessing", "guessing_heads"},

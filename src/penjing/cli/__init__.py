@@ -12,12 +12,16 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from penjing import __version__
-from penjing.cli import options
+from penjing.cli import launching, options
 from penjing.errors import Unavailable, UsageError, UserError
 
 _COMMANDS = {
     "run": ("answer a prompt with a model, planned for this machine", options.run),
     "plan": ("show the best way to run a model here, or on a machine you do not own", options.plan),
+    "launch": (
+        "write what serves a model on big hardware: a command, a compose file, Kubernetes",
+        launching.launch,
+    ),
     "probe": ("measure this machine", options.probe),
     "bench": ("time a plan beside the engine's default, predicted beside measured", options.bench),
     "serve": ("serve a model over the OpenAI API on 127.0.0.1", options.serve),

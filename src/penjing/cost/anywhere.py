@@ -110,6 +110,7 @@ def capacity(c: Cases) -> Array:
 
 
 def batch_in_flight(c: Cases) -> Array:
+    """Sequences that an engine keeps going: as many as fit, as it may, and as are asked for."""
     most = (
         np.where(
             np.isnan(c.most_sequences), np.where(np.isnan(c.sequences), 2048.0, _SEQUENCES), c.most_sequences

@@ -28,7 +28,7 @@ ROOMS = (
     {"cost", "quality"},
     {"search"},
     {"store", "progress", "fingerprint", "gguf", "hf", "probe", "engines", "catalogue", "fetch"},
-    {"quantize", "sensitivities", "texts"},
+    {"quantize", "sensitivities", "texts", "table"},
     {"calibrate", "evaluate", "build", "costs", "prior", "kernel_rates", "pass_rates", "slices"},
     {"tune", "planner", "bench", "shrink", "finalists", "codesign", "ablation"},
     {"cli"},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from penjing.cli.options import _port, _whole
+from penjing.cli.groups import port, whole
 
 
 def launch(parser: argparse.ArgumentParser) -> None:
@@ -25,16 +25,16 @@ def launch(parser: argparse.ArgumentParser) -> None:
         "--on", required=True, metavar="MACHINE", help="a name from `penjing machines`, or a file"
     )
     parser.add_argument(
-        "--count", type=_whole("--count"), default=1, metavar="N", help="how many of it there are (1)"
+        "--count", type=whole("--count"), default=1, metavar="N", help="how many of it there are (1)"
     )
     parser.add_argument(
-        "--per-node", type=_whole("--per-node"), metavar="N", help="how many of it one server has (8)"
+        "--per-node", type=whole("--per-node"), metavar="N", help="how many of it one server has (8)"
     )
     parser.add_argument(
-        "--users", type=_whole("--users"), default=16, metavar="N", help="requests at once (16)"
+        "--users", type=whole("--users"), default=16, metavar="N", help="requests at once (16)"
     )
     parser.add_argument(
-        "--context", type=_whole("--context"), metavar="N",
+        "--context", type=whole("--context"), metavar="N",
         help="tokens of one request, prompt and answer (8192, or what the model takes)",
     )  # fmt: skip
     _layout(parser)
@@ -49,11 +49,11 @@ def _layout(parser: argparse.ArgumentParser) -> None:
         help="vllm, sglang or llama.cpp; left out: the first that runs on the device",
     )
     group.add_argument(
-        "--tp", type=_whole("--tp"), metavar="N", help="tensor parallel: every layer over N devices"
+        "--tp", type=whole("--tp"), metavar="N", help="tensor parallel: every layer over N devices"
     )
-    group.add_argument("--pp", type=_whole("--pp"), metavar="N", help="pipeline parallel: N groups of layers")
+    group.add_argument("--pp", type=whole("--pp"), metavar="N", help="pipeline parallel: N groups of layers")
     group.add_argument(
-        "--dp", type=_whole("--dp"), metavar="N", help="replicas, or ranks of attention with --ep"
+        "--dp", type=whole("--dp"), metavar="N", help="replicas, or ranks of attention with --ep"
     )
     group.add_argument("--ep", action="store_true", help="expert parallel: experts whole, over all devices")
     group.add_argument(
@@ -78,7 +78,7 @@ def _form(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--out", metavar="FILE", help="write it there instead of to stdout")
     group.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="where it listens (127.0.0.1)")
-    group.add_argument("--port", type=_port, default=8000, metavar="N", help="(8000)")
+    group.add_argument("--port", type=port, default=8000, metavar="N", help="(8000)")
     group.add_argument(
         "--check", action="store_true", help="ask the engine's own parser, where it is installed (10 to 30 s)"
     )

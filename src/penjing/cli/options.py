@@ -1,15 +1,10 @@
-"""The options of every command, and the workload that they describe."""
+"""The options of every command."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from typing import TypeVar
 
-from penjing.errors import UsageError
-from penjing.units import parse_size
-
-N = TypeVar("N", int, float)
+from penjing.cli import groups
 
 _MODEL = "a GGUF file, a Hugging Face folder or repository; left out: the model that ships"
 
@@ -25,7 +20,11 @@ def run(parser: argparse.ArgumentParser) -> None:
 """
     parser.add_argument("words", nargs="*", metavar="[MODEL] [PROMPT]", help=_MODEL)
     parser.add_argument(
-        "--max-tokens", type=_whole("--max-tokens"), default=256, metavar="N", help="longest answer (256)"
+        "--max-tokens",
+        type=groups.whole("--max-tokens"),
+        default=256,
+        metavar="N",
+        help="longest answer (256)",
     )
     parser.add_argument("--system", metavar="TEXT", help="instructions before the conversation")
     parser.add_argument(
@@ -33,15 +32,15 @@ def run(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--temperature",
-        type=_number("--temperature", "0.8"),
+        type=groups.number("--temperature", "0.8"),
         default=0.8,
         metavar="T",
         help="0 always takes the likeliest token (0.8)",
     )
     parser.add_argument("--seed", type=int, metavar="N", help="draw the same tokens again")
-    _limits(parser)
-    _drafting(parser)
-    _fresh(parser)
+    groups.limits(parser)
+    groups.drafting(parser)
+    groups.fresh(parser)
 
 
 def plan(parser: argparse.ArgumentParser) -> None:
@@ -74,11 +73,11 @@ def plan(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.svg",
         help="with --on: draw roofline, throughput against latency, and memory",
     )
-    _far(parser)
-    _workload(parser)
-    _limits(parser)
-    _drafting(parser)
-    _fresh(parser)
+    groups.far(parser)
+    groups.workload(parser)
+    groups.limits(parser)
+    groups.drafting(parser)
+    groups.fresh(parser)
 
 
 def probe(parser: argparse.ArgumentParser) -> None:
@@ -109,7 +108,7 @@ def probe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--picture", metavar="FILE.svg", help="with --kernels: draw the roofline of this machine"
     )
-    _fresh(parser)
+    groups.fresh(parser)
 
 
 def engine(parser: argparse.ArgumentParser) -> None:
@@ -135,7 +134,11 @@ def bench(parser: argparse.ArgumentParser) -> None:
         "--plan", metavar="FILE", help="a plan as `penjing plan --json` prints it; left out: a new one"
     )
     parser.add_argument(
-        "--rounds", type=_whole("--rounds"), default=3, metavar="N", help="repetitions of each, in turn (3)"
+        "--rounds",
+        type=groups.whole("--rounds"),
+        default=3,
+        metavar="N",
+        help="repetitions of each, in turn (3)",
     )
     parser.add_argument(
         "--ablate", action="store_true",
@@ -144,9 +147,9 @@ def bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sensitivity", metavar="FILE", help="for `--ablate`, from `penjing calibrate`; left out: a prior"
     )
-    _workload(parser)
-    _limits(parser)
-    _fresh(parser)
+    groups.workload(parser)
+    groups.limits(parser)
+    groups.fresh(parser)
 
 
 def serve(parser: argparse.ArgumentParser) -> None:
@@ -157,12 +160,16 @@ def serve(parser: argparse.ArgumentParser) -> None:
 """
     parser.add_argument("model", nargs="?", metavar="MODEL", help=_MODEL)
     parser.add_argument(
-        "--port", type=_port, default=8080, metavar="N", help="port on 127.0.0.1, 0 takes a free one (8080)"
+        "--port",
+        type=groups.port,
+        default=8080,
+        metavar="N",
+        help="port on 127.0.0.1, 0 takes a free one (8080)",
     )
-    _workload(parser)
-    _limits(parser)
-    _drafting(parser)
-    _fresh(parser)
+    groups.workload(parser)
+    groups.limits(parser)
+    groups.drafting(parser)
+    groups.fresh(parser)
 
 
 def draft(parser: argparse.ArgumentParser) -> None:
@@ -176,9 +183,9 @@ def draft(parser: argparse.ArgumentParser) -> None:
         "--draft-model", metavar="FILE", help="a smaller model with the same tokens, tried as well"
     )
     parser.add_argument("--prompts", metavar="FILE", help="what is asked; left out: prompts of five kinds")
-    _workload(parser)
-    _limits(parser)
-    _fresh(parser)
+    groups.workload(parser)
+    groups.limits(parser)
+    groups.fresh(parser)
 
 
 def calibrate(parser: argparse.ArgumentParser) -> None:
@@ -189,9 +196,13 @@ def calibrate(parser: argparse.ArgumentParser) -> None:
 """
     parser.add_argument("model", nargs="?", metavar="MODEL", help=_MODEL)
     parser.add_argument("--out", required=True, metavar="FILE", help="where the sensitivity goes")
-    _text(parser, "what the model reads", 8192, "tokens that it reads")
+    groups.text(parser, "what the model reads", 8192, "tokens that it reads")
     parser.add_argument(
-        "--seed", type=_seed, default=0, metavar="N", help="draws the pieces of the text and the labels (0)"
+        "--seed",
+        type=groups.seed,
+        default=0,
+        metavar="N",
+        help="draws the pieces of the text and the labels (0)",
     )
 
 
@@ -205,12 +216,12 @@ def build(parser: argparse.ArgumentParser) -> None:
 """
     parser.add_argument("model", nargs="?", metavar="MODEL", help=_MODEL)
     parser.add_argument("--out", required=True, metavar="FILE", help="the file to write")
-    _one_limit(parser)
+    groups.one_limit(parser)
     parser.add_argument(
         "--sensitivity", metavar="FILE", help="from `penjing calibrate`; left out: a prior is assumed"
     )
     parser.add_argument(
-        "--finalists", type=_whole("--finalists"), default=3, metavar="N",
+        "--finalists", type=groups.whole("--finalists"), default=3, metavar="N",
         help="files that are built and measured before one is chosen (3)",
     )  # fmt: skip
     parser.add_argument(
@@ -230,7 +241,7 @@ def eval(parser: argparse.ArgumentParser) -> None:  # noqa: A001 (the name of th
     parser.add_argument(
         "--versus", metavar="OTHER", help="another file of the same source, compared on the same text"
     )
-    _text(parser, "what the models read", 8192, "tokens, taken evenly from the text")
+    groups.text(parser, "what the models read", 8192, "tokens, taken evenly from the text")
     parser.add_argument("--ppl", action="store_true", help="perplexity of the file, without a source")
 
 
@@ -245,9 +256,9 @@ def need(parser: argparse.ArgumentParser) -> None:
         "--of", metavar="MACHINES", help="devices, with commas between; left out: all of the catalogue"
     )
     parser.add_argument("--have", metavar="FILE", help="a TOML file of devices and how many there are")
-    _far(parser)
-    _workload(parser)
-    _limits(parser)
+    groups.far(parser)
+    groups.workload(parser)
+    groups.limits(parser)
 
 
 def compare(parser: argparse.ArgumentParser) -> None:
@@ -259,9 +270,9 @@ def compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", required=True, metavar="MODEL", help="a name from `penjing models`, or a file"
     )
-    _far(parser)
-    _workload(parser)
-    _limits(parser)
+    groups.far(parser)
+    groups.workload(parser)
+    groups.limits(parser)
 
 
 def machines(parser: argparse.ArgumentParser) -> None:
@@ -328,170 +339,3 @@ my-model.toml, a plain Llama of 32 layers:
   kv_heads = 8
   head_width = 128
 """
-
-
-def _one_limit(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("limit (exactly one)")
-    group.add_argument("--size", type=parse_size, metavar="SIZE", help="of the whole file, like 4GiB")
-    group.add_argument(
-        "--bpw", type=_number("--bpw", "4.5"), metavar="X", help="bits per weight, the mean over all matrices"
-    )
-    group.add_argument(
-        "--max-kld", type=_number("--max-kld", "0.05"), metavar="X",
-        help="KL divergence against the source, measured, in nats per token; the smallest file within it",
-    )  # fmt: skip
-    group.add_argument(
-        "--min-decode", type=_number("--min-decode", "10"), metavar="T",
-        help="decode speed in tokens per second, by the read rate of this machine's memory",
-    )  # fmt: skip
-    group.add_argument(
-        "--plan", metavar="FILE", help="the types of a plan, as `penjing plan --max-kld X --json` prints it"
-    )
-
-
-def _text(parser: argparse.ArgumentParser, what: str, n_tokens: int, tokens_help: str) -> None:
-    parser.add_argument("--text", metavar="FILE", help=f"{what}, UTF-8; left out: the text that ships for it")
-    parser.add_argument(
-        "--tokens", type=_whole("--tokens"), default=n_tokens, metavar="N", help=f"{tokens_help} ({n_tokens})"
-    )
-
-
-def _workload(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("what it is for")
-    group.add_argument(
-        "--prompt", type=_whole("--prompt"), default=512, metavar="N", help="tokens in a prompt (512)"
-    )
-    group.add_argument(
-        "--answer", type=_whole("--answer"), default=128, metavar="N", help="tokens in an answer (128)"
-    )
-    group.add_argument(
-        "--users", type=_whole("--users"), default=1, metavar="N", help="requests at the same time (1)"
-    )
-
-
-def _far(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("hardware that is not here")
-    group.add_argument(
-        "--format",
-        metavar="F",
-        help="of the weights, like FP8 or Q4_K_M; left out: the best of 4 bits or more",
-    )
-    group.add_argument(
-        "--price-per-hour",
-        type=_number("--price-per-hour", "2"),
-        metavar="X",
-        help="of one device, in any money",
-    )
-    group.add_argument(
-        "--price-per-kwh",
-        type=_number("--price-per-kwh", "0.2"),
-        metavar="X",
-        help="of energy, in the same money",
-    )
-    group.add_argument(
-        "--class",
-        dest="device_class",
-        metavar="C",
-        help="with all devices: only those of this class of the rule",
-    )
-    group.add_argument(
-        "--rules", default="3A090-2023", metavar="R", help="the export rule, by name or file (%(default)s)"
-    )
-
-
-def _limits(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("limits")
-    group.add_argument(
-        "--context",
-        type=_whole("--context"),
-        metavar="N",
-        help="tokens that a user's cache holds; left out: as many as needed",
-    )
-    group.add_argument(
-        "--memory",
-        type=parse_size,
-        metavar="SIZE",
-        help="hard limit for weights + cache + buffers, like 8GiB",
-    )
-    group.add_argument(
-        "--allow-disk",
-        action="store_true",
-        help="read weights from disk again and again if they exceed the memory",
-    )
-    group.add_argument(
-        "--max-kld",
-        type=_number("--max-kld", "0.01"),
-        metavar="X",
-        help="KL divergence that may be spent for speed, in nats per token",
-    )
-    group.add_argument(
-        "--min-decode",
-        type=_number("--min-decode", "10"),
-        metavar="T",
-        help="least decode speed in tokens per second",
-    )
-    group.add_argument(
-        "--per-token",
-        type=_number("--per-token", "0.05"),
-        metavar="S",
-        help="longest time between two tokens in seconds: the same limit, said the other way",
-    )
-    group.add_argument(
-        "--first-token",
-        type=_number("--first-token", "2"),
-        metavar="S",
-        help="longest wait for the first token in seconds",
-    )
-
-
-def _drafting(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--draft", choices=("auto", "off"), default="auto",
-        help="guess tokens ahead where `penjing draft` found that it pays (auto)",
-    )  # fmt: skip
-
-
-def _fresh(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--fresh", action="store_true", help="measure again instead of using what was measured before"
-    )
-
-
-def _whole(option: str) -> Callable[[str], int]:
-    def read(text: str) -> int:
-        return _positive(option, text, int, "a whole number of at least 1")
-
-    return read
-
-
-def _number(option: str, example: str) -> Callable[[str], float]:
-    def read(text: str) -> float:
-        if option == "--temperature" and text.strip() in ("0", "0.0"):
-            return 0.0
-        return _positive(option, text, float, "a number above 0", example)
-
-    return read
-
-
-def _positive(option: str, text: str, kind: Callable[[str], N], wanted: str, example: str = "8") -> N:
-    try:
-        value = kind(text)
-    except ValueError:
-        value = kind("0")
-    if not 0 < value < 2**53:
-        raise UsageError(
-            f"{option} is `{text}`, but it must be {wanted}", hint=f"for example: {option} {example}"
-        )
-    return value
-
-
-def _seed(text: str) -> int:
-    if not (text.isdecimal() and int(text) < 2**63):
-        raise UsageError(f"--seed is `{text}`, but it must be a whole number of at least 0", hint="--seed 7")
-    return int(text)
-
-
-def _port(text: str) -> int:
-    if not (text.isdecimal() and int(text) < 65536):
-        raise UsageError(f"--port is `{text}`, but it must be a number from 0 to 65535", hint="--port 8080")
-    return int(text)

@@ -15,6 +15,7 @@ from penjing.cost.ways import Phase
 _USABLE = 0.90  # of the memory, for weights and cache: the default of vLLM, SGLang and TensorRT-LLM
 _COPIES = 4  # of the activations, so that stages can work at the same time (llama.cpp's pipeline)
 _SEQUENCES = 256.0  # at once, where an engine is not told: the default of vLLM for servers
+_OFFLINE_SEQUENCES = 2048.0  # and of TensorRT-LLM where all requests are there from the start
 
 
 def prefill_seconds(c: Cases, k: Constants, sequences: Array, prompt: Array, depth: Array) -> Array:
@@ -110,14 +111,10 @@ def capacity(c: Cases) -> Array:
 
 
 def batch_in_flight(c: Cases) -> Array:
-    """Sequences that an engine keeps going: as many as fit, as it may, and as are asked for."""
-    most = (
-        np.where(
-            np.isnan(c.most_sequences), np.where(np.isnan(c.sequences), 2048.0, _SEQUENCES), c.most_sequences
-        )
-        * c.data
-    )
-    asked = np.where(np.isnan(c.sequences), 1e9, c.sequences)
+    """Sequences that run at once: as many as asked for, as the engine starts, and as memory holds."""
+    usual = np.where(np.isnan(c.sequences), _OFFLINE_SEQUENCES, _SEQUENCES)
+    most = np.where(np.isnan(c.most_sequences), usual, c.most_sequences) * c.data
+    asked = np.where(np.isnan(c.sequences), np.inf, c.sequences)
     return np.maximum(np.minimum(np.minimum(capacity(c), most), asked), 1.0)
 
 

@@ -19,6 +19,9 @@ from penjing.model import Model
 _DEGREES = (1, 2, 4, 8, 16, 32, 64)
 _MOST_TENSOR = {"nvlink": 8, "fabric": 8, "pcie": 8, "network": 1}  # devices of one node
 _USABLE = 0.9  # of a device's memory
+_BUILDS = (
+    2026.0  # the year of engines that somebody would install: they got faster, and the fit knows by how much
+)
 
 # formats for servers on accelerators: name, class, bits, computed in the format, and what the device has to have
 _SERVED: tuple[tuple[str, Kernel, float, bool, str], ...] = (
@@ -153,7 +156,7 @@ def _parallel(hardware: Hardware, shapes: Shapes) -> Iterator[Way]:
     for used in sorted({d for d in (*_DEGREES, n) if d <= n}):
         for tensor in (d for d in _DEGREES if d <= min(most, used) and used % d == 0):
             for pipeline in (d for d in (*_DEGREES, used // tensor) if used % (tensor * d) == 0):
-                way = Way("serving", plain, tensor, pipeline, data=used // tensor // pipeline)
+                way = Way("serving", plain, tensor, pipeline, data=used // tensor // pipeline, year=_BUILDS)
                 yield way
                 if shapes.experts > 1 and tensor > 1:
                     yield replace(way, expert=True)
@@ -164,7 +167,7 @@ def _split(engine: Engine, hardware: Hardware) -> Iterator[Way]:
     plain = Weights("", "f16", 16, 16, 16)
     for used in sorted({d for d in (*_DEGREES, hardware.count) if d <= hardware.count}):
         if engine == "llama" or used == 1:
-            yield Way(engine, plain, split=used, micro_batch=512)
+            yield Way(engine, plain, split=used, micro_batch=512, year=_BUILDS)
 
 
 def _offloaded(way: Way, hardware: Hardware, shapes: Shapes, *, disk: bool) -> Iterator[Way]:

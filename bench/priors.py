@@ -69,8 +69,8 @@ PRIOR = {
 # relative deviation (of the logarithm), by the beginning of the name; the first that fits counts
 _DEVIATION = (
     ("read_memory", 0.07), ("read_", 0.12), ("compute_kernel", 0.15), ("compute_", 0.3), ("tile", 0.5),
-    ("activation", 0.4), ("attention", 0.5), ("launch_maker", 0.25), ("launch", 0.6), ("step", 0.8),
-    ("sequence", 0.5),
+    ("activation", 0.4),
+    ("attention", 0.5), ("launch_maker", 0.25), ("launch", 0.6), ("step", 0.8), ("sequence", 0.5),
     ("progress", 0.02), ("latency", 0.4), ("link", 0.3), ("blend", 0.5), ("strain", 0.4), ("wide", 0.4),
     ("fusion", 0.1), ("routed", 0.3), ("host", 0.4), ("thread_bandwidth", 0.4), ("thread", 0.1),
     ("overlap", 0.1), ("request", 0.6), ("stream", 0.8), ("tail", 0.4),

@@ -11,6 +11,7 @@ from typing import Any
 from penjing import catalogue
 from penjing.cli import setting, show
 from penjing.deployment import LOOPBACK, Deployment
+from penjing.elsewhere.hardware import counted
 from penjing.errors import UsageError
 from penjing.formats import BY_NAME
 from penjing.launch import check, files
@@ -71,10 +72,12 @@ def _deployment(args: argparse.Namespace) -> Deployment:
     context = args.context or min(_USUAL_CONTEXT, model.context_tokens)
     answer = max(1, context // 4)
     workload = Workload(max(1, context - answer), answer, users=args.users, context_tokens=max(2, context))
-    return arranged(model, catalogue.machine(args.on), workload, _asked(args, weights, held, model))
+    count, name = counted(args.on)
+    asked = _asked(args, weights, held, model, count * args.count)
+    return arranged(model, catalogue.machine(name), workload, asked)
 
 
-def _asked(args: argparse.Namespace, weights: str, held: str, model: Model) -> Asked:
+def _asked(args: argparse.Namespace, weights: str, held: str, model: Model, count: int) -> Asked:
     if not (weights or args.repository):
         raise UsageError(
             f"nobody wrote down which repository holds `{model.name}`", hint="--repository OWNER/NAME"
@@ -84,7 +87,7 @@ def _asked(args: argparse.Namespace, weights: str, held: str, model: Model) -> A
         published=held,
         own_weights=args.repository is not None,
         engine=args.engine,
-        count=args.count,
+        count=count,
         per_node=args.per_node,
         tensor_parallel=args.tp,
         pipeline_parallel=args.pp,

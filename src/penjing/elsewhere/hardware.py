@@ -65,10 +65,8 @@ def hardware(text: str) -> Hardware:
     plain = _CHANGE.sub("", text).strip()
     behind = _HOST.search(plain)
     named = _HOST.sub("", plain)
-    counted = _COUNT.match(named)
-    label = named[counted.end() :] if counted else named
-    found = catalogue.device(label.strip())
-    count = int(counted[1] or counted[2]) if counted else 1
+    count, label = counted(named)
+    found = catalogue.device(label)
     device = device_of(found.machine)
     if count < 1:
         raise UsageError(f"`{text}` has {count} devices", hint="--on '1x ...'")
@@ -77,7 +75,7 @@ def hardware(text: str) -> Hardware:
             f"nobody knows how fast the memory of `{found.machine.name}` is",
             hint=f"say it: --on '{found.machine.name} memory_bandwidth=1TB/s'",
         )
-    if label.strip().lower().endswith((".toml", ".json")):
+    if label.lower().endswith((".toml", ".json")):
         device = hardware_of(found.machine).device
     units = max(1, round(count * found.units * found.machine.count))
     one = Hardware(found.machine.name, found.machine, device).of(units)
@@ -97,6 +95,12 @@ def _host_rate(kind: str | None, transfers: str | None) -> float:
     """Bytes per second of two channels, the limit of the standard."""
     millions = int(transfers) if transfers else _TRANSFERS.get((kind or "ddr5").lower(), _TRANSFERS["ddr5"])
     return _CHANNELS * _CHANNEL_BYTES * millions * 1e6
+
+
+def counted(text: str) -> tuple[int, str]:
+    """How many, and of what: (8, "H20") of `8x H20`."""
+    match = _COUNT.match(text)
+    return (int(match[1] or match[2]), text[match.end() :].strip()) if match else (1, text.strip())
 
 
 def hardware_of(machine: Machine) -> Hardware:

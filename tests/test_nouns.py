@@ -127,3 +127,10 @@ def test_machine_limits():
     machine = Machine("m", Cores(1, 1, 1), (), 8, 7, 5, ())
 
     assert 5 == machine.usable_memory_bytes
+
+
+def test_estimates_add():
+    """Values and both ends, and nothing is known where one of them is not."""
+    one, other = Estimate(2.0, 1.0, 4.0, "fitted"), Estimate(3.0, 2.5, 3.5, "measured")
+    assert one + other == Estimate(5.0, 3.5, 7.5, "fitted")
+    assert one + Estimate.unknown() == Estimate.unknown()

@@ -87,7 +87,7 @@ def applied(
         estimate=replace(
             estimate,
             decode_tokens_per_s=decode,
-            total_seconds=_sum(estimate.first_token_seconds, answer),
+            total_seconds=estimate.first_token_seconds + answer,
             memory_bytes=_more(estimate.memory_bytes, extra),
         ),
         why=f"{chosen.why}; {report.why}",
@@ -99,13 +99,6 @@ def _quicker(rate: Estimate, ratios: Collection[float]) -> Estimate:
     if rate.value is None or rate.low is None or rate.high is None:
         return rate
     return Estimate(rate.value / mean(ratios), rate.low / max(ratios), rate.high / min(ratios), rate.source)
-
-
-def _sum(one: Estimate, other: Estimate) -> Estimate:
-    if one.value is None or one.low is None or one.high is None or other.value is None:
-        return Estimate.unknown()
-    assert other.low is not None and other.high is not None
-    return Estimate(one.value + other.value, one.low + other.low, one.high + other.high, one.source)
 
 
 def _more(size: Estimate, extra: int) -> Estimate:

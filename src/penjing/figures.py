@@ -48,6 +48,14 @@ class Estimate(Struct, frozen=True):
         ends = sorted((function(self.low), function(self.high)))
         return Estimate(function(self.value), ends[0], ends[1], self.source)
 
+    def __add__(self, other: Estimate) -> Estimate:
+        """The sum, as unsure as if both were off in the same direction; unknown where one of them is."""
+        mine, theirs = (self.low, self.value, self.high), (other.low, other.value, other.high)
+        if None in mine or None in theirs:
+            return Estimate.unknown()
+        low, value, high = (a + b for a, b in zip(mine, theirs, strict=True))  # type: ignore[operator]
+        return Estimate(value, low, high, self.source)
+
     def contains(self, value: float) -> bool:
         return self.low is not None and self.high is not None and self.low <= value <= self.high
 

@@ -175,7 +175,7 @@ def _estimates(a: Appraised, i: int, hardware: Hardware, way: Way, prices: Price
         prefill_tokens_per_s=_rate(a.prefill, i),
         first_token_seconds=first,
         per_token_seconds=each,
-        total_seconds=_sum(first, each.map(lambda s: s * a.workload.answer_tokens)),
+        total_seconds=first + each.map(lambda s: s * a.workload.answer_tokens),
         throughput_tokens_per_s=served,
         memory_bytes=_memory(a, i, way),
         kld=Estimate.exact(0.0, "assumed") if _is_source(way) else Estimate.unknown(),
@@ -207,12 +207,6 @@ def _spread(r: estimates.Rates, i: int) -> tuple[float, float]:
 
 def _around(value: float, spread: tuple[float, float]) -> Estimate:
     return Estimate(value, value * spread[0], value * spread[1], "fitted")
-
-
-def _sum(one: Estimate, other: Estimate) -> Estimate:
-    assert one.value is not None and one.low is not None and one.high is not None
-    assert other.value is not None and other.low is not None and other.high is not None
-    return Estimate(one.value + other.value, one.low + other.low, one.high + other.high, "fitted")
 
 
 def _each_million(rate: Estimate, per_second: float | None) -> Estimate:

@@ -275,17 +275,10 @@ def _unmeasured(question: Question, settings: Settings, memory: Memory, from_dis
         decode_tokens_per_s=decode,
         prefill_tokens_per_s=prefill,
         first_token_seconds=first,
-        total_seconds=_sum(first, rest),
+        total_seconds=first + rest,
         memory_bytes=_memory_estimate(question, memory, measured=False),
         kld=_kld(settings, question.rates),
     )
-
-
-def _sum(one: Estimate, other: Estimate) -> Estimate:
-    if None in (one.value, one.low, one.high, other.value, other.low, other.high):
-        return Estimate.unknown()
-    assert one.value and one.low and one.high and other.value and other.low and other.high
-    return Estimate(one.value + other.value, one.low + other.low, one.high + other.high, one.source)
 
 
 def _memory_estimate(question: Question, memory: Memory, *, measured: bool) -> Estimate:

@@ -73,6 +73,14 @@ def test_changes_are_read_back(name, number):
         hardware(f"RTX 4090 {name}={number:.4f}")
 
 
+def test_what_nobody_knows_can_be_said():
+    """A device whose bandwidth is not published is refused, and the hint works."""
+    with pytest.raises(UsageError) as caught:
+        hardware("MLU590")
+    said = caught.value.hint.split("'")[1]
+    assert hardware(said).device.bytes_per_s == 1e12
+
+
 @pytest.mark.parametrize(
     ("text", "error", "told"),
     [

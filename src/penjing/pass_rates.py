@@ -79,8 +79,12 @@ def measured(
             Reference(header, model, rates.layers, threads[0], engine, native) as reference,
             bar("timing slices", len(missing) + 2) as shown,
         ):
-            rates = replace(rates, pace_seconds=rates.pace_seconds or reference.pace())
+            rates = replace(rates, pace_seconds=rates.pace_seconds or reference.look())
             rates = _Slicer(rates, traits, model, points, reference).all(missing, threads, shown)
+            if known is None:  # the pace of all these minutes says more than that of the first seconds
+                usual = reference.usual()
+                slowness = {kind: usual[kind] / seconds for kind, seconds in rates.pace_seconds.items()}
+                rates = replace(rates.slower_by(slowness), kernels=rates.kernels)
     if rates != known:
         store.remember(name, rates)
     return rates

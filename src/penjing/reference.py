@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
+import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,7 +26,8 @@ SLICE_VOCABULARY = 256
 _CONTEXT = 2304  # tokens
 _START_SECONDS = 120.0
 _PACE_TOKENS, _PACE_STEPS = 32, 4
-_PACE_SAMPLES = 5
+_LOOK_SECONDS = 4.0
+_WAVES = 0.06  # relative: within seconds a shared machine changes by so much and back (docs/log.md)
 _RECENT = 5
 
 
@@ -87,10 +90,18 @@ class Reference:
         """Median of the last samples: what disturbed one of them did not slow the machine down."""
         return median(self._paces[kind][-_RECENT:])
 
-    def pace(self) -> dict[Kind, float]:
-        """Seconds of a sample by phase, the median of a few in turn."""
-        samples = [{kind: self.sample(kind) for kind in self._layers} for _ in range(_PACE_SAMPLES)]
-        return {kind: median(s[kind] for s in samples) for kind in self._layers}
+    def look(self) -> dict[Kind, float]:
+        """Seconds of a sample by phase, the median over a few seconds."""
+        samples: dict[Kind, list[float]] = {kind: [] for kind in self._layers}
+        end = time.monotonic() + _LOOK_SECONDS
+        while time.monotonic() < end:
+            for kind in self._layers:
+                samples[kind].append(self.sample(kind))
+        return {kind: median(seconds) for kind, seconds in samples.items()}
+
+    def usual(self) -> dict[Kind, float]:
+        """Seconds of a sample by phase, the median of all that were taken."""
+        return {kind: median(seconds) for kind, seconds in self._paces.items()}
 
     @property
     def spread(self) -> float:
@@ -100,5 +111,13 @@ class Reference:
 
     def at_present(self, rates: PassRates) -> PassRates:
         """Rates at the pace that the machine has now."""
-        now = self.pace()
-        return rates.slower_by({kind: now[kind] / before for kind, before in rates.pace_seconds.items()})
+        now = self.look()
+        return rates.slower_by(
+            {kind: _believed(now[kind] / usual) for kind, usual in rates.pace_seconds.items()}
+        )
+
+
+def _believed(slowness: float) -> float:
+    """What a look of a few seconds says beyond the waves that come and go all the time."""
+    beyond = max(0.0, abs(math.log(slowness)) - _WAVES)
+    return math.exp(math.copysign(beyond, math.log(slowness)))

@@ -8,24 +8,29 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from penjing import catalogue
 from penjing.cli import setting, show
 from penjing.deployment import LOOPBACK, Deployment
-from penjing.elsewhere.hardware import counted
-from penjing.errors import UsageError
+from penjing.elsewhere.hardware import counted, hardware
+from penjing.errors import UsageError, UserError
 from penjing.formats import BY_NAME
 from penjing.launch import check, files
 from penjing.launch.arguments import arguments, program
 from penjing.launch.arrange import arranged
 from penjing.launch.asked import Asked
 from penjing.launch.formats import FORMATS, published
+from penjing.machine import Machine
 from penjing.model import Model
 from penjing.progress import say
 from penjing.store import write_atomically
+from penjing.units import show_number
 from penjing.workload import Workload
 
 _USUAL_CONTEXT = 8192
 _KEY = "PENJING_API_KEY"
+_FORMATS = {"fp16": "BF16", "awq": "INT4", "gptq": "INT4"}  # by the names that the cost model knows
 _STORED = {"bf16": "bf16", "f16": "fp16", "f32": "bf16", "f8_e4m3": "fp8", "mxfp4": "mxfp4"}
 
 
@@ -74,7 +79,34 @@ def _deployment(args: argparse.Namespace) -> Deployment:
     workload = Workload(max(1, context - answer), answer, users=args.users, context_tokens=max(2, context))
     count, name = counted(args.on)
     asked = _asked(args, weights, held, model, count * args.count)
-    return arranged(model, catalogue.machine(name), workload, asked)
+    machine = catalogue.machine(name)
+    first = arranged(model, machine, workload, asked)
+    if args.tp or args.pp or args.dp or args.ep or first.engine == "llama.cpp":
+        return first
+    return _fastest(first, model, machine, workload, asked) or first
+
+
+def _fastest(
+    first: Deployment, model: Model, machine: Machine, workload: Workload, asked: Asked
+) -> Deployment | None:
+    """The same with the degrees that are predicted to be fastest; None where the cost model cannot tell."""
+    from penjing.elsewhere import answers
+    from penjing.elsewhere.ways import Wish
+
+    try:
+        where = hardware(machine.name).of(asked.count * machine.count)
+        wish = Wish(format=_FORMATS.get(first.weight_format, first.weight_format))
+        plan = answers.plan(answers.Asked.of(model, workload, wish=wish), where)
+        way, rate = plan.chosen.settings, plan.chosen.estimate.decode_tokens_per_s
+        degrees = replace(
+            asked, tensor_parallel=way.tensor, pipeline_parallel=way.pipeline, data_parallel=way.data,
+            expert_parallel=way.expert,
+        )  # fmt: skip
+        found = arranged(model, machine, workload, degrees)
+    except UserError:  # nobody knows how fast it is, or the engine forbids what would be fastest
+        return None
+    told = f"the fastest by prediction: {show_number(rate.value or 0)} tok/s for each of {workload.users}"
+    return replace(found, plan=told)
 
 
 def _asked(args: argparse.Namespace, weights: str, held: str, model: Model, count: int) -> Asked:

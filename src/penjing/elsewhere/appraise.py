@@ -64,15 +64,15 @@ class Appraised:
 
 
 def appraised(plans: Sequence[Plan], shapes: Shapes, workload: Workload) -> Appraised:
-    """Every plan with its figures."""
+    """Every plan with its figures, all of one kind of hardware."""
     prompt, answer, users = workload.prompt_tokens, workload.answer_tokens, workload.users
     many = users > 1
     flow = Job("in_flight", users, prompt_tokens=prompt, output_tokens=answer, loaded=many, served=many)
     flows = _cases(plans, shapes, flow)
-    prefill = estimates.rates(_as(flows, sequences=1, output=0), "prefill")
-    decode = estimates.rates(_as(flows, sequences=users, depth=prompt, output=answer), "decode")
-    served = estimates.rates(flows, "in_flight")
-    k = constants.shipped()
+    k, level = constants.shipped(), plans[0][0].level
+    prefill = estimates.rates(_as(flows, sequences=1, output=0), "prefill", level)
+    decode = estimates.rates(_as(flows, sequences=users, depth=prompt, output=answer), "decode", level)
+    served = estimates.rates(flows, "in_flight", level)
     first = anywhere.loaded_first_seconds(flows, k) if many else prompt / prefill.value
     each = anywhere.loaded_token_seconds(flows, k) if many else 1 / decode.value
     needed, room, sequences = _memory_of(flows, plans, workload)

@@ -15,8 +15,9 @@ from msgspec.structs import replace
 
 from penjing import catalogue
 from penjing.cost.device import Device, device_of
-from penjing.cost.estimates import probed
+from penjing.cost.estimates import Level, probed
 from penjing.errors import UsageError
+from penjing.figures import Figure
 from penjing.machine import Machine
 
 _COUNT = re.compile(r"(\d{1,5})\s*[x×*]\s+|(\d{1,5})[x×*]")
@@ -34,7 +35,7 @@ class Hardware(Struct, frozen=True):
 
     Units:
         count: devices. host_bytes: memory behind them that weights may use; 0 where nobody says.
-        power_watts, price_usd: of one device; None where nobody knows.
+        level: whether its memory was measured or is known by a datasheet.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Hardware(Struct, frozen=True):
     count: int = 1
     host_bytes: float = 0.0
     changed: bool = False
+    level: Level = "datasheet"
 
     @property
     def watts(self) -> float | None:
@@ -67,24 +69,25 @@ def hardware(text: str) -> Hardware:
     named = _HOST.sub("", plain)
     count, label = counted(named)
     found = catalogue.device(label)
-    device = device_of(found.machine)
     if count < 1:
         raise UsageError(f"`{text}` has {count} devices", hint="--on '1x ...'")
-    if device is None:
-        raise UsageError(
-            f"nobody knows how fast the memory of `{found.machine.name}` is",
-            hint=f"say it: --on '{found.machine.name} memory_bandwidth=1TB/s'",
-        )
-    if label.lower().endswith((".toml", ".json")):
-        device = hardware_of(found.machine).device
-    units = max(1, round(count * found.units * found.machine.count))
-    one = Hardware(found.machine.name, found.machine, device).of(units)
+    machine = found.machine
+    if "memory_bandwidth" in changes:  # which may be what nobody knows
+        machine = _with_bandwidth(machine, _number(changes["memory_bandwidth"], "B/s", text, "8TB/s"))
+    one = hardware_of(machine).of(max(1, round(count * found.units * machine.count)))
     if found.host is not None and (host := device_of(found.host)):
         one = _with_host(one, host.memory_bytes or 0.0, host.bytes_per_s * found.sockets)
     if behind:
         one = _with_host(one, _number(behind[1], "B", text), _host_rate(behind[2], behind[3]))
         one = replace(one, name=f"{one.name} + {behind[1]} {behind[2] or 'DDR5'}")
     return _changed(one, changes, text)
+
+
+def _with_bandwidth(machine: Machine, rate: float) -> Machine:
+    main = machine.tier("VRAM") or machine.tier("DRAM")
+    told = Figure(rate, "assumed", "by the user")
+    tiers = tuple(replace(t, read_bytes_per_s=told) if t is main else t for t in machine.tiers)
+    return replace(machine, tiers=tiers)
 
 
 def _with_host(one: Hardware, n_bytes: float, rate: float) -> Hardware:
@@ -110,14 +113,15 @@ def hardware_of(machine: Machine) -> Hardware:
     if device is None or tier is None:
         raise UsageError(
             f"nobody knows how fast the memory of `{machine.name}` is",
-            hint="penjing probe --json > machine.json",
+            hint=f"say it: --on '{machine.name} memory_bandwidth=1TB/s'",
         )
-    if tier.read_bytes_per_s.source == "measured":
+    level: Level = "probe" if tier.read_bytes_per_s.source == "measured" else "datasheet"
+    if level == "probe":
         device = probed(device, tier.read_bytes_per_s.value, {})
     limit = machine.usable_memory_bytes
     if limit is not None and machine.tier("VRAM") is None:
         device = replace(device, memory_bytes=min(limit, device.memory_bytes or limit))
-    return Hardware(machine.name, machine, device)
+    return Hardware(machine.name, machine, device, level=level)
 
 
 Change = Callable[[Hardware, float], Hardware]

@@ -14,7 +14,7 @@ from penjing.engines.base import Sample
 from penjing.engines.fake import FakeEngine, steady
 from penjing.errors import DoesNotFit, UsageError
 from penjing.machine import Cores
-from penjing.planner import plan_elsewhere, plan_here
+from penjing.planner import plan_here
 from penjing.rates import Rates
 from penjing.search import candidates, choose
 from penjing.search.fit import largest_context
@@ -224,14 +224,6 @@ def test_quantized_cache_needs_permission_and_a_measured_divergence(tmp_path):
     assert any("q8_0" in refusal.what for refusal in without.plan.refused)
     assert "q8_0" == allowed.chosen.settings.cache_type
     assert 0.0 == allowed.chosen.estimate.kld.value  # the fake's logits do not depend on the cache
-
-
-def test_plan_elsewhere_is_marked_assumed():
-    """A plan for a described machine says that nothing was measured."""
-    plan = plan_elsewhere(model(), machine(), LONG_PROMPT, FakeEngine())
-
-    assert "assumed" == plan.chosen.estimate.decode_tokens_per_s.source
-    assert any("datasheet" in note for note in plan.notes)
 
 
 def test_frontier_is_a_frontier():

@@ -1,4 +1,4 @@
-"""A plan for this computer: read the model, probe the machine, measure, choose. Or for another: choose."""
+"""A plan for this computer: read the model, probe the machine, measure, choose."""
 
 from __future__ import annotations
 
@@ -126,24 +126,7 @@ def plan_here(
     return Here(replace(plan, refused=refused), path, question)
 
 
-def plan_elsewhere(model: Model, machine: Machine, workload: Workload, engine: Engine) -> Plan:
-    """The plan for a machine that is described, not present: from its datasheet alone."""
-    question = question_for(
-        model, machine, workload, engine, budget_bytes=_described_budget(machine, workload)
-    )
-    tried, left = candidates.singles(question.default, model, machine.cores, question.traits, workload)
-    verdict = choose.choose(question, tried)
-    if verdict.chosen is None:
-        raise _refuse(question, verdict)
-    plan = choose.plan_of(
-        question, verdict, verdict.chosen, ["speeds are from the datasheet, with assumed efficiency"]
-    )
-    return replace(plan, refused=(*verdict.refused, *left))
-
-
-def question_for(
-    model: Model, machine: Machine, workload: Workload, engine: Engine, budget_bytes: int | None = None
-) -> Question:
+def question_for(model: Model, machine: Machine, workload: Workload, engine: Engine) -> Question:
     """The question that a workload puts to a machine; the context is rounded up to the engine's 256 positions."""
     if workload.cache_tokens > model.context_tokens:
         raise UsageError(
@@ -158,7 +141,7 @@ def question_for(
         workload=workload,
         traits=engine.traits(machine.isa),
         default=engine.default(physical, context, workload.users),
-        budget_bytes=budget_bytes if budget_bytes is not None else _budget(machine, workload),
+        budget_bytes=_budget(machine, workload),
     )
 
 
@@ -234,15 +217,6 @@ def sample_text() -> str:
 def _budget(machine: Machine, workload: Workload) -> int | None:
     """The tightest of what the user allows, what is free, and what the cgroup or the machine has."""
     known = (workload.memory_bytes, machine.memory_available_bytes, machine.usable_memory_bytes)
-    return min((n for n in known if n is not None), default=None)
-
-
-def _described_budget(machine: Machine, workload: Workload) -> int | None:
-    from penjing.cost.roofline import main_tier
-
-    tier = main_tier(machine)
-    capacity = tier.capacity_bytes if tier else None
-    known = (workload.memory_bytes, capacity * machine.count if capacity else machine.usable_memory_bytes)
     return min((n for n in known if n is not None), default=None)
 
 

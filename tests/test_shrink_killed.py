@@ -38,7 +38,9 @@ def test_a_build_that_is_killed_goes_on(tmp_path: Path):
         with started("build", str(source), "--out", str(out), *limit) as command:
             wait_for_progress(tmp_path, draw)
             command.kill()
-        assert not out.exists()
+        if out.exists():  # a fast machine was done before the kill: then the file is whole, and we start over
+            assert out.read_bytes() == whole.read_bytes()
+            out.unlink()
     last = penjing("build", str(source), "--out", str(out), *limit)
 
     assert (first.code, last.code) == (0, 0), (first, last)

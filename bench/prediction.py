@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 
 import random_model
 from penjing import pass_rates, slices
@@ -184,9 +185,10 @@ def _figures(
 def _predicted(model: Model, settings: Settings, passes: Passes) -> Mapping[str, Estimate]:
     found = {}
     for together in TOGETHER:
-        rates = passes.rates(model, [settings], together)
+        users = replace(settings, sequences=together)
+        rates = passes.rates(model, [users])
         for depth in (SHALLOW, DEEP) if together == 1 else (SHALLOW,):
-            seconds = speed.decode_seconds(rates, settings, depth, STEPS, together)
+            seconds = speed.decode_seconds(rates, users, depth, STEPS)
             assert seconds is not None
             found[f"{together} at {depth}"] = (seconds * (1 / STEPS)).estimate()
     seconds = speed.prefill_seconds(passes.rates(model, [settings]), settings, PROMPT)

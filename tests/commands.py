@@ -196,7 +196,12 @@ def measured(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     cache = tmp_path_factory.mktemp("measured")
     short, long = ("Hi", "--max-tokens", "8"), ("Hi", "--max-tokens", "4000")
-    for words in (("run", *short), ("plan",), ("run", str(tiny), *short), ("run", str(tiny), *long)):
+    asked = (("run", *short), ("plan",), ("run", str(tiny), *short), ("run", str(tiny), *long))
+    served = (
+        ("plan", "--users", "2", "--context", "1024"),
+        *(("plan", str(tiny), "--users", n) for n in "24"),
+    )
+    for words in (*asked, *served):
         done = penjing(*words, env={"PENJING_CACHE": str(cache)}, limit_seconds=300)
         assert done.code == 0, done
     for rates in list((cache / "rates").iterdir()):

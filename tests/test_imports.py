@@ -43,6 +43,7 @@ ROOMS = (
     {"quantize", "sensitivities", "texts", "drafts", "table", "elsewhere"},
     {"calibrate", "evaluate", "build", "costs", "prior", "kernel_rates", "pass_rates", "reference", "slices"},
     {"tune", "planner", "bench", "shrink", "finalists", "codesign", "ablation", "guessing", "guessing_heads"},
+    {"serve"},
     {"cli"},
 )
 PURE = sorted(

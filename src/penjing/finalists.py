@@ -101,7 +101,7 @@ def _corrected(task: Task, entry: Entry, measured: dict[Kind, float]) -> Entry:
     (prompt, _), (steps, depth) = lengths["prefill"], lengths["decode"]
     predicted = {
         "prefill": speed.prefill_seconds(rates, settings, prompt),
-        "decode": speed.decode_seconds(rates, settings, depth, steps, task.together),
+        "decode": speed.decode_seconds(rates, settings, depth, steps),
     }
     factors = {kind: measured[kind] / p.value for kind, p in predicted.items() if p is not None}  # type: ignore[index]
     chosen = choose.appraise(replace(question, rates=_scaled(rates, settings, factors)), settings)
@@ -115,6 +115,6 @@ def _scaled(rates: Rates, settings: Settings, factors: dict[str, float]) -> Rate
     timings = tuple(
         replace(t, seconds=tuple(s * factors[t.knobs.kind] for s in t.seconds), doubt=0.0)
         for t in rates.timings
-        if replace(t.knobs, together=1) in mine
+        if t.knobs in mine
     )
     return replace(rates, timings=timings)

@@ -7,6 +7,7 @@ cores is thrown away; where none is left, the best counts, and the rates say how
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from statistics import median
@@ -59,6 +60,22 @@ def kernels_of(
 
 def all_kinds() -> tuple[str, ...]:
     return (*KINDS, *_PLAIN)
+
+
+def known(machine: Machine, engine: Engine) -> tuple[KernelTiming, ...]:
+    """What was timed before on this machine."""
+    found = store.recall(_cache_name(machine, engine), KernelRates)
+    return found.timings if found else ()
+
+
+def alike(timings: Sequence[KernelTiming]) -> list[KernelTiming]:
+    """Those of the matrix, threads and build that most types were timed with."""
+
+    def setting(kernel: Kernel) -> tuple[object, ...]:
+        return kernel.rows, kernel.columns, kernel.experts, kernel.threads, kernel.build
+
+    usual = Counter(setting(t.kernel) for t in timings).most_common(1)
+    return [t for t in timings if setting(t.kernel) == usual[0][0]]
 
 
 def measured(

@@ -40,6 +40,7 @@ class Knobs(Struct, frozen=True):
             settings.cache_type,
             settings.micro_batch if prefill else 0,
             settings.build,
+            1 if prefill else settings.sequences,
         )
 
 
@@ -205,4 +206,4 @@ def _times(seconds: Iterable[float], factor: float) -> tuple[float, ...]:
 
 
 def _without_context(settings: Settings) -> Settings:
-    return replace(settings, context_tokens=0, sequences=1)
+    return replace(settings, context_tokens=0)

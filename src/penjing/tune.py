@@ -150,7 +150,7 @@ class Tuner:
         """Samples as long as they may be: short ones are all noise, long ones eat the time for rounds."""
         session = self._session(self.default)
         (prefill,) = session.time("prefill", _SHORT, 0, 1)
-        (decode,) = session.time("decode", 1, _NEAR, 1)
+        (decode,) = session.time("decode", 1, _NEAR, 1, together=self.default.sequences)
         while self._long < 512 and 2 * self._long * prefill.seconds / _SHORT < _LONGEST_SAMPLE_SECONDS:
             self._long *= 2
         while self._steps < 32 and 2 * self._steps * decode.seconds < _LONGEST_SAMPLE_SECONDS / 5:
@@ -180,8 +180,14 @@ class Tuner:
             return  # attention does not see the layout
         if self._matters("prefill", settings):
             yield "prefill", self._long, _DEEP
-        if self._matters("decode", settings):
-            yield "decode", self._steps, _DEEP
+        if self._matters("decode", settings) and (depth := self._deep(settings)) > 2 * _NEAR:
+            yield "decode", self._steps, depth
+
+    def _deep(self, settings: Settings) -> int:
+        """Many sequences are looked at no deeper than the plan lets them grow: the caches of all have to fit."""
+        if settings.sequences == 1:
+            return _DEEP
+        return min(_DEEP, settings.context_tokens // settings.sequences - self._steps - 2)
 
     def _cheap_points(self, settings: Settings) -> Iterable[Point]:
         if self._matters("prefill", settings):
@@ -201,12 +207,12 @@ class Tuner:
         knobs = Knobs.of(kind, settings)
         session = self._session(candidates.relaid(settings, knobs.repack))
         self.rates = self.rates.with_footprint(session.settings, session.memory)
-        best = session.time(kind, tokens, depth, 1, _MOST_SAMPLE_SECONDS)[0]
+        best = session.time(kind, tokens, depth, 1, _MOST_SAMPLE_SECONDS, knobs.together)[0]
         for _ in range(retries):
             if self._patient or self._over() or not disturbed(best, knobs.threads):
                 break
             self.rates = replace(self.rates, disturbed=self.rates.disturbed + 1)
-            again = session.time(kind, tokens, depth, 1, _MOST_SAMPLE_SECONDS)[0]
+            again = session.time(kind, tokens, depth, 1, _MOST_SAMPLE_SECONDS, knobs.together)[0]
             best = min(best, again, key=lambda sample: sample.seconds)
         self.rates = self.rates.add(knobs, tokens, depth, (best.seconds * tokens / best.tokens,))
         now = time.monotonic()

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from penjing import __version__
-from penjing.cli import launching, options
+from penjing.cli import launching, options, serving
 from penjing.errors import Unavailable, UsageError, UserError
 
 _COMMANDS = {
@@ -24,7 +24,8 @@ _COMMANDS = {
     ),
     "probe": ("measure this machine", options.probe),
     "bench": ("time a plan beside the engine's default, predicted beside measured", options.bench),
-    "serve": ("serve a model over the OpenAI API on 127.0.0.1", options.serve),
+    "serve": ("serve a model to many users over the OpenAI API, with a page to look at", serving.serve),
+    "keys": ("make, list and remove the keys that a server asks for", serving.keys),
     "draft": ("see whether guessing tokens ahead makes answers faster", options.draft),
     "calibrate": ("measure how much every weight of a model matters", options.calibrate),
     "build": ("write the best file of a model within a limit, and measure it", options.build),

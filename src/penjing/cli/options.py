@@ -6,7 +6,7 @@ import argparse
 
 from penjing.cli import groups
 
-_MODEL = "a GGUF file, a Hugging Face folder or repository; left out: the model that ships"
+MODEL = "a GGUF file, a Hugging Face folder or repository; left out: the model that ships"
 
 
 def run(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +18,7 @@ def run(parser: argparse.ArgumentParser) -> None:
   penjing run model.gguf                           a conversation, Ctrl-D ends it
   penjing run big.gguf "Hello" --memory 4GiB --allow-disk
 """
-    parser.add_argument("words", nargs="*", metavar="[MODEL] [PROMPT]", help=_MODEL)
+    parser.add_argument("words", nargs="*", metavar="[MODEL] [PROMPT]", help=MODEL)
     parser.add_argument(
         "--max-tokens",
         type=groups.whole("--max-tokens"),
@@ -54,9 +54,7 @@ def plan(parser: argparse.ArgumentParser) -> None:
   penjing plan model.gguf --json | jq .chosen.estimate
   penjing plan model-f16.gguf --max-kld 0.06 --sensitivity model.sensitivity     types and settings together
 """
-    parser.add_argument(
-        "model", nargs="?", metavar="MODEL", help=f"{_MODEL}; or a name from `penjing models`"
-    )
+    parser.add_argument("model", nargs="?", metavar="MODEL", help=f"{MODEL}; or a name from `penjing models`")
     parser.add_argument(
         "--on",
         metavar="MACHINE",
@@ -129,7 +127,7 @@ def bench(parser: argparse.ArgumentParser) -> None:
   penjing plan model.gguf --json > p.json; penjing bench model.gguf --plan p.json
   penjing bench model-f16.gguf --ablate --max-kld 0.06 --sensitivity model.sensitivity
 """
-    parser.add_argument("model", nargs="?", metavar="MODEL", help=_MODEL)
+    parser.add_argument("model", nargs="?", metavar="MODEL", help=MODEL)
     parser.add_argument(
         "--plan", metavar="FILE", help="a plan as `penjing plan --json` prints it; left out: a new one"
     )
@@ -152,33 +150,13 @@ def bench(parser: argparse.ArgumentParser) -> None:
     groups.fresh(parser)
 
 
-def serve(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = """examples:
-  penjing serve
-  penjing serve model.gguf --port 8080 --users 4 --context 8192
-  curl localhost:8080/v1/chat/completions -d '{"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 50}'
-"""
-    parser.add_argument("model", nargs="?", metavar="MODEL", help=_MODEL)
-    parser.add_argument(
-        "--port",
-        type=groups.port,
-        default=8080,
-        metavar="N",
-        help="port on 127.0.0.1, 0 takes a free one (8080)",
-    )
-    groups.workload(parser)
-    groups.limits(parser)
-    groups.drafting(parser)
-    groups.fresh(parser)
-
-
 def draft(parser: argparse.ArgumentParser) -> None:
     parser.epilog = """examples:
   penjing draft model.gguf                         n-grams, on prompts of five kinds that ship
   penjing draft model.gguf --draft-model small.gguf
   penjing draft model.gguf --prompts mine.txt      a line of --- stands between two prompts
 """
-    parser.add_argument("model", nargs="?", metavar="MODEL", help=_MODEL)
+    parser.add_argument("model", nargs="?", metavar="MODEL", help=MODEL)
     parser.add_argument(
         "--draft-model", metavar="FILE", help="a smaller model with the same tokens, tried as well"
     )
@@ -194,7 +172,7 @@ def calibrate(parser: argparse.ArgumentParser) -> None:
   penjing calibrate model-f16.gguf --out model.sensitivity --tokens 16384
   penjing calibrate model-f16.gguf --out letters.sensitivity --text letters.txt
 """
-    parser.add_argument("model", nargs="?", metavar="MODEL", help=_MODEL)
+    parser.add_argument("model", nargs="?", metavar="MODEL", help=MODEL)
     parser.add_argument("--out", required=True, metavar="FILE", help="where the sensitivity goes")
     groups.text(parser, "what the model reads", 8192, "tokens that it reads")
     parser.add_argument(
@@ -214,7 +192,7 @@ def build(parser: argparse.ArgumentParser) -> None:
   penjing build model-f16.gguf --out small.gguf --min-decode 20 --json
   penjing plan model-f16.gguf --max-kld 0.06 --json > p.json; penjing build model-f16.gguf --out fast.gguf --plan p.json
 """
-    parser.add_argument("model", nargs="?", metavar="MODEL", help=_MODEL)
+    parser.add_argument("model", nargs="?", metavar="MODEL", help=MODEL)
     parser.add_argument("--out", required=True, metavar="FILE", help="the file to write")
     groups.one_limit(parser)
     parser.add_argument(

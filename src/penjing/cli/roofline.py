@@ -52,7 +52,7 @@ def svg(timings: Sequence[KernelTiming], read_bytes_per_s: float | None, title: 
     """Lines of one type and layout over their batches, under the roof of the memory and of the fastest kernel."""
     lines: dict[str, list[Place]] = {}
     for timing in sorted(timings, key=lambda t: (BY_NAME[t.kernel.type].bits_per_weight, t.kernel)):
-        lines.setdefault(_name(timing.kernel), []).append(_place(timing))
+        lines.setdefault(name_of(timing.kernel), []).append(place_of(timing))
     axes = _Axes([place for line in lines.values() for place in line])
     parts = [*axes.grid(), *_roof(axes, lines.values(), read_bytes_per_s)]
     for n, (name, places) in enumerate(lines.items()):
@@ -89,11 +89,11 @@ def _roof(axes: _Axes, lines: Iterable[Sequence[Place]], read_bytes_per_s: float
     yield _line([axes.at((x, max(floor, min(top, x * slope)))) for x in bends], "#333333", "2 3")
 
 
-def _name(kernel: Kernel) -> str:
+def name_of(kernel: Kernel) -> str:
     return f"{kernel.type}, repacked" if kernel.repack else kernel.type
 
 
-def _place(timing: KernelTiming) -> Place:
+def place_of(timing: KernelTiming) -> Place:
     kernel, kind = timing.kernel, BY_NAME[timing.kernel.type]
     return 2 * kernel.batch * 8 / kind.bits_per_weight, operations(kernel) / seconds(timing)
 

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from penjing.calibrate.task import Calibrated
     from penjing.cli.run import Measured, Predicted
-    from penjing.planner import Here
     from penjing.rates import KernelRates, KernelTiming
     from penjing.shrink import Built, Finalist
 
@@ -226,16 +225,6 @@ def _divergence(columns: Sequence[tuple[str, dict[str, Any]]]) -> None:
 
 def _with_error(report: dict[str, Any], name: str) -> str:
     return f"{show_number(report[name])} ± {show_number(report[f'{name}_stderr'])}"
-
-
-def serving(url: str, here: Here) -> None:
-    """Where the server listens and how to try it; on stdout, because it is what the user asked for."""
-    settings = here.chosen.settings
-    each = settings.context_tokens // settings.sequences
-    print(f"{here.model.name} at {url}/v1  ({settings.sequences} at a time, {each} tokens of context each)")
-    print(f"""try: curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\
-       -d '{{"messages": [{{"role": "user", "content": "Hello"}}], "max_tokens": 100}}'""")
-    print("Ctrl-C stops it", flush=True)
 
 
 def _comparison(columns: Sequence[tuple[str, Chosen]]) -> Table:

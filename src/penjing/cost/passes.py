@@ -167,22 +167,17 @@ class Passes:
         unknown = sum(t.n_bytes for t in matrices(model) if t.type not in self._known)
         return _DOUBT + _UNKNOWN_DOUBT * unknown / max(1, model.n_bytes)
 
-    def rates(self, model: Model, wanted: Iterable[Settings], together: int = 1) -> Rates:
+    def rates(self, model: Model, wanted: Iterable[Settings]) -> Rates:
         """Rates of `model` as if it had been timed under each of `wanted`, at depths and lengths that tell the rest.
 
-        `together`: sequences that decode at once; one of the numbers that slices were timed with.
+        The sequences that decode at once have to be one of the numbers that slices were timed with.
         """
         measured = self._rates
         found = Rates(
             measured.engine_version, load_average=measured.load_average, disturbed=measured.disturbed
         )
         kinds: tuple[Kind, ...] = ("prefill", "decode")
-        every = [
-            replace(knobs, together=together if kind == "decode" else 1)
-            for settings in wanted
-            for kind in kinds
-            for knobs in (Knobs.of(kind, settings),)
-        ]
+        every = [Knobs.of(kind, settings) for settings in wanted for kind in kinds]
         timings = [t for knobs in dict.fromkeys(every) for t in self._timed(model, knobs)]
         return replace(found, timings=tuple(timings))
 

@@ -17,6 +17,7 @@ import math
 from collections.abc import Iterable, Mapping
 from functools import cache
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from penjing.figures import Estimate, Measurement
@@ -84,11 +85,9 @@ def prefill_seconds(rates: Rates, settings: Settings, tokens: int) -> Seconds | 
     return _at(bases, tokens) + share * (tokens**2 / 2)
 
 
-def decode_seconds(
-    rates: Rates, settings: Settings, depth: int, tokens: int, together: int = 1
-) -> Seconds | None:
-    """Time to generate `tokens` tokens after `depth` others, for each of `together` sequences; None if never timed."""
-    knobs = replace(Knobs.of("decode", settings), together=together)
+def decode_seconds(rates: Rates, settings: Settings, depth: int, tokens: int) -> Seconds | None:
+    """Time to generate `tokens` tokens after `depth` others, for every sequence at once; None if never timed."""
+    knobs = Knobs.of("decode", settings)
     points = sorted(rates.points(knobs), key=lambda t: t.depth)
     share = _attention_share(rates, knobs)
     if not points or share is None:
@@ -104,13 +103,60 @@ def decode_seconds(
     return one * tokens
 
 
-def total_seconds(
-    rates: Rates, settings: Settings, prompt_tokens: int, answer_tokens: int, together: int = 1
-) -> Seconds | None:
-    """Time of one request, prompt and answer; None if a phase was never timed."""
+class Request(Struct, frozen=True):
+    """What one request of several users takes, each of whom asks again as soon as he is answered.
+
+    Every step of decode gives each of n users a token. While the engine works on a prompt the others wait, so that
+    in the time of a request each of the n prompts is worked on once: total = n·p + d, with p the time of a prompt and
+    d that of the steps.
+
+    Units:
+        prefill: a prompt alone. steps: the steps of an answer alone. decode: the answer, with the waits in it.
+        first: until the first token, as a rule. first_at_worst: where all users ask at the same moment.
+    """
+
+    prefill: Seconds
+    steps: Seconds
+    users: int
+    answer_tokens: int
+
+    @property
+    def decode(self) -> Seconds:
+        return self.steps + self.prefill * (self.users - 1)
+
+    @property
+    def total(self) -> Seconds:
+        return self.prefill + self.decode
+
+    @property
+    def first(self) -> Estimate:
+        """Alone, the prompt. With others, half of what they ask in the share of time that goes to prompts.
+
+        Low is the prompt by itself, high is where all ask at once: all prompts, and a step before and after.
+        """
+        alone = self.prefill.estimate()
+        if self.users == 1 or alone.value is None:
+            return alone
+        step = self.steps * (1 / self.answer_tokens)
+        busy = self.users * self.prefill.value / self.total.value
+        usual = self.prefill * (1 + busy * (self.users - 1) / 2) + step
+        worst = self.prefill * self.users + step * 2
+        return replace(usual.estimate(), low=alone.low, high=worst.estimate().high)
+
+
+def request(rates: Rates, settings: Settings, prompt_tokens: int, answer_tokens: int) -> Request | None:
+    """A request of one of `settings.sequences` users; None if a phase was never timed."""
     prefill = prefill_seconds(rates, settings, prompt_tokens)
-    decode = decode_seconds(rates, settings, prompt_tokens, answer_tokens, together)
-    return None if prefill is None or decode is None else prefill + decode
+    decode = decode_seconds(rates, settings, prompt_tokens, answer_tokens)
+    if prefill is None or decode is None:
+        return None
+    return Request(prefill, decode, settings.sequences, answer_tokens)
+
+
+def total_seconds(rates: Rates, settings: Settings, prompt_tokens: int, answer_tokens: int) -> Seconds | None:
+    """Time of one request, prompt and answer; None if a phase was never timed."""
+    found = request(rates, settings, prompt_tokens, answer_tokens)
+    return None if found is None else found.total
 
 
 def weights(points: Iterable[int], tokens: int) -> dict[int, float]:

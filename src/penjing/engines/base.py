@@ -144,13 +144,20 @@ class Serving(Protocol):
 
     url: str
 
+    @property
+    def process_id(self) -> int: ...
+
     def __enter__(self) -> Self: ...
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None: ...
 
-    def wait(self) -> None:
-        """Return when the server ends; raises EngineDied if it was not asked to."""
+    def ended(self) -> str | None:
+        """How it ended, in words; None while it runs."""
+        ...
+
+    def kill(self) -> None:
+        """End it at once, whatever it does."""
         ...
 
 
@@ -211,5 +218,5 @@ class Engine(Protocol):
     def serve(
         self, model: Path, settings: Settings, *, host: str, port: int, alias: str, start_seconds: float = 120
     ) -> Serving:
-        """Start the engine's server; port 0 takes a free one."""
+        """Start the engine's server; port 0 takes a free one, a host like `/path/x.sock` a socket of its own."""
         ...

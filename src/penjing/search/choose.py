@@ -223,7 +223,7 @@ def gain(question: Question, candidate: Chosen, default: Chosen) -> float:
     rates, workload = question.rates, question.workload
     if rates is None:
         return 0.0
-    tokens = workload.prompt_tokens, workload.answer_tokens, _together(rates, workload)
+    tokens = workload.prompt_tokens, workload.answer_tokens
     mine = speed.total_seconds(rates, candidate.settings, *tokens)
     theirs = speed.total_seconds(rates, default.settings, *tokens)
     if mine is None or theirs is None:
@@ -234,28 +234,18 @@ def gain(question: Question, candidate: Chosen, default: Chosen) -> float:
 
 def _estimates(question: Question, settings: Settings, memory: Memory, from_disk: bool) -> Estimates:
     workload, rates = question.workload, question.rates
-    prefill = decode = None
-    if rates is not None:
-        prefill = speed.prefill_seconds(rates, settings, workload.prompt_tokens)
-        decode = speed.decode_seconds(
-            rates, settings, workload.prompt_tokens, workload.answer_tokens, _together(rates, workload)
-        )
-    if prefill is None or decode is None:
+    tokens = workload.prompt_tokens, workload.answer_tokens
+    found = None if rates is None else speed.request(rates, settings, *tokens)
+    if found is None:
         return _unmeasured(question, settings, memory, from_disk)
     return Estimates(
-        decode_tokens_per_s=decode.per(workload.answer_tokens),
-        prefill_tokens_per_s=prefill.per(workload.prompt_tokens),
-        first_token_seconds=prefill.estimate(),
-        total_seconds=(prefill + decode).estimate(),
+        decode_tokens_per_s=found.decode.per(workload.answer_tokens),
+        prefill_tokens_per_s=found.prefill.per(workload.prompt_tokens),
+        first_token_seconds=found.first,
+        total_seconds=found.total.estimate(),
         memory_bytes=_memory_estimate(question, memory, measured=bool(rates and rates.footprints)),
         kld=_kld(settings, rates),
     )
-
-
-def _together(rates: Rates, workload: Workload) -> int:
-    """Sequences that take each step of decode, as far as that was timed: all users, else one by itself."""
-    timed = any(t.knobs.together == workload.users for t in rates.timings)
-    return workload.users if timed else 1
 
 
 def _unmeasured(question: Question, settings: Settings, memory: Memory, from_disk: bool) -> Estimates:

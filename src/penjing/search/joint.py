@@ -168,7 +168,7 @@ def _plainest(fitting: Sequence[Chosen], default: Settings) -> Chosen:
 def typed(task: Task, types: dict[str, str], wanted: Sequence[Settings]) -> Question:
     """The question for the model in these types, with its composed rates."""
     model = menu.retyped(task.model, types)
-    rates = task.passes.rates(model, [task.question.default, *wanted], task.together)
+    rates = task.passes.rates(model, [task.question.default, *wanted])
     workload = replace(task.question.workload, max_kld=None)  # kept by the types
     return replace(task.question, model=model, workload=workload, rates=rates)
 
@@ -191,9 +191,7 @@ def _rest(task: Task, items: Sequence[Item], settings: Settings) -> Rest:
     rates = typed(task, types, [settings]).rates
     assert rates is not None
     prefill = speed.prefill_seconds(rates, settings, workload.prompt_tokens)
-    decode = speed.decode_seconds(
-        rates, settings, workload.prompt_tokens, workload.answer_tokens, task.together
-    )
+    decode = speed.decode_seconds(rates, settings, workload.prompt_tokens, workload.answer_tokens)
     assert prefill is not None and decode is not None
     return Rest(
         max(0.0, prefill.value - sum(c.prefill_seconds for c in first)),

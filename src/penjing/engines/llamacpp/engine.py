@@ -94,7 +94,7 @@ class LlamaSession:
 
     def __init__(self, load: p.Load, start_seconds: float, template_seconds: float) -> None:
         self._template_seconds = template_seconds
-        self._child = Child("penjing.engines.llamacpp.child", native.environment(load.settings.build))
+        self._child = Child("penjing.engines.llamacpp.child", native.environment_of(load.settings))
         try:
             self._send(load)
             ready = self._expect(p.Ready, start_seconds, f"loading `{Path(load.path).name}`")

@@ -37,13 +37,16 @@ class Up(msgspec.Struct, frozen=True):
 
 
 class LlamaServing:
-    """See `engines.base.Serving`."""
+    """See `engines.base.Serving`. A `host` that ends in `.sock` is a path: a socket of this computer alone."""
 
     def __init__(
         self, model: Path, settings: Settings, *, host: str, port: int, alias: str, start_seconds: float
     ) -> None:
-        check_port(host, port)
-        self._child = Child(__name__, native.environment(settings.build), name="the server")
+        if host.endswith(".sock"):
+            Path(host).unlink(missing_ok=True)  # one that was killed leaves it, and it cannot be bound again
+        else:
+            check_port(host, port)
+        self._child = Child(__name__, native.environment_of(settings), name="the server")
         try:
             self._child.send(msgspec.json.encode(Serve(str(model.resolve()), settings, host, port, alias)))
             document, _ = self._child.receive(start_seconds, f"starting to serve `{model.name}`")
@@ -69,17 +72,17 @@ class LlamaServing:
     def process_id(self) -> int:
         return self._child.process.pid
 
-    def wait(self) -> None:
-        """Return when the server ends; it only ends by itself when something went wrong.
-
-        Raises:
-            EngineDied: always, with the engine's own words.
-        """
-        self._child.process.wait()
-        raise self._child.died()
+    def ended(self) -> str | None:
+        """How the server ended, in the engine's own words; None while it runs."""
+        return None if self._child.process.poll() is None else str(self._child.died())
 
     def close(self) -> None:
         self._child.close(grace_seconds=5.0)
+
+    def kill(self) -> None:
+        """End it at once, whatever it does."""
+        self._child.kill()
+        self._child.close()
 
 
 def check_port(host: str, port: int) -> None:
@@ -115,6 +118,7 @@ def parameters(x: Any, serve: Serve) -> Any:
     params.load_mode = load.LLAMA_LOAD_MODE_MMAP if settings.mapped else load.LLAMA_LOAD_MODE_NONE
     _draft(x, params.speculative, settings.drafting)
     params.endpoint_metrics = True
+    params.cache_ram_mib = 0  # prompts kept beside the cache are memory that no plan has counted: up to 8 GiB
     params.fit_params = (
         False  # the plan has already counted; a second opinion would lower the context silently
     )

@@ -87,7 +87,11 @@ def predictor(data: Data, index: Array) -> Errors:
 
 
 def fitted(data: Data, index: Array, start: Array, rounds: int) -> tuple[Array, Array]:
-    problem = robust.Problem(predictor(data, index), data.weights[index], priors.mean(), priors.deviation())
+    kinds = [f"{device} {phase}" for device, phase in zip(data.device[index], data.phase[index], strict=True)]
+    groups = np.unique(kinds, return_inverse=True)[1]
+    problem = robust.Problem(
+        predictor(data, index), data.weights[index], priors.mean(), priors.deviation(), groups=groups
+    )
     return robust.fit(problem, start, rounds)
 
 

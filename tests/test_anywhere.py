@@ -165,6 +165,42 @@ def test_what_runs_at_once_fits_the_memory(prompt, output, tensor):
     assert sequences == 1 or 2 * DENSE.weights + cache <= CARD.memory_bytes * tensor
 
 
+@pytest.mark.parametrize("asked, requests, expected", [(None, 40.0, 40), (100.0, 40.0, 40), (16.0, 40.0, 16)])
+def test_no_more_run_at_once_than_there_are_requests(asked, requests, expected):
+    """A batch never exceeds the requests of a run, whether or not a number at once was asked for."""
+    few = job("in_flight", asked, requests=requests)
+
+    assert expected == anywhere.batch_in_flight(cases([(CARD, DENSE, SERVING, few)]))[0]
+
+
+def test_defaults_hang_on_a_server_and_not_on_what_is_asked():
+    """A server starts 256 sequences where nobody tells it more; an engine that has all requests starts 2048."""
+    asked = job("in_flight", 4000.0, prompt_tokens=8.0, output_tokens=8.0)
+    served, offline = (cases([(CARD, DENSE, SERVING, replace(asked, served=s))]) for s in (True, False))
+
+    assert [256, 2048] == [anywhere.batch_in_flight(c)[0] for c in (served, offline)]
+
+
+def test_sequences_that_fit_are_whole_ones():
+    """Half of a cache helps nobody."""
+    c = cases([(CARD, DENSE, SERVING, job("in_flight", None, prompt_tokens=9000.0))])
+
+    assert float(anywhere.capacity(c)[0]).is_integer()
+
+
+def test_a_sequence_does_not_wait_for_its_own_prompt_between_tokens():
+    """Alone, tokens follow one another as without load; among others, their prompts come in between."""
+    k = constants.shipped()
+    alone, many = (
+        cases([(CARD, DENSE, SERVING, job("decode", n, loaded=True, requests=1000.0))]) for n in (1.0, 16.0)
+    )
+    one = anywhere.decode_seconds(alone, k, np.ones(1), alone.prompt + 100)
+
+    assert pytest.approx(float(one[0])) == float(anywhere.loaded_token_seconds(alone, k)[0])
+    step = anywhere.decode_seconds(many, k, np.full(1, 16.0), many.prompt + 100)
+    assert anywhere.loaded_token_seconds(many, k) > step
+
+
 def test_a_server_is_not_faster_than_its_engine():
     """The same load through a server costs as much, and requests and the last long answers besides."""
     plain = job("in_flight", 64.0, requests=1000.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 
 import pytest
+from msgspec.structs import replace
 
 from penjing.cost.device import Device
 from penjing.cost.shapes import Shapes
@@ -114,6 +115,27 @@ def test_degrees_of_parallelism(cells, expected):
     way = way_of(row(**cells), CARD, MODEL)
 
     assert expected == (way.tensor, way.pipeline, way.data, way.split)
+
+
+@pytest.mark.parametrize(
+    "cells, sequences, tokens",
+    [
+        ({"engine": "vLLM"}, 1024, 8192),
+        ({"engine": "vLLM", "date": "2024-11"}, 256, 2048),
+        ({"engine": "vLLM", "notes": "100 requests; --max-num-seqs 64 --max-num-batched-tokens 4096"}, 64, 4096),
+        ({"engine": "SGLang", "notes": "100 requests; --chunked-prefill-size 1024"}, 2048, 1024),
+        ({"engine": "TensorRT-LLM"}, 2048, 8192),
+        ({"engine": "transformers"}, None, 8192),
+        ({"engine": "llama.cpp CUDA"}, None, 512),
+    ],
+)  # fmt: skip
+def test_defaults_of_engines(cells, sequences, tokens):
+    """What is written counts; else an engine's own defaults, which are larger on vLLM's large devices since 2025."""
+    large = replace(CARD, memory_bytes=85e9)
+
+    way = way_of(row(**({"notes": "100 requests"} | cells)), large, MODEL)
+
+    assert (sequences, tokens) == (way.most_sequences, way.micro_batch)
 
 
 def test_experts_on_the_host():

@@ -14,7 +14,7 @@ from penjing.cost.ways import Phase
 
 _USABLE = 0.90  # of the memory, for weights and cache: the default of vLLM, SGLang and TensorRT-LLM
 _COPIES = 4  # of the activations, so that stages can work at the same time (llama.cpp's pipeline)
-_SEQUENCES = 256.0  # at once, where an engine is not told: the default of vLLM for servers
+_SEQUENCES = 256.0  # at once, where nobody says: the default of vLLM for servers
 _OFFLINE_SEQUENCES = 2048.0  # and of TensorRT-LLM where all requests are there from the start
 
 
@@ -98,7 +98,7 @@ def static_seconds(c: Cases, k: Constants, b: Array) -> Array:
 
 
 def capacity(c: Cases) -> Array:
-    """Sequences whose caches fit beside the weights, over all replicas."""
+    """Sequences whose caches fit beside the weights, over all replicas: whole ones, and one at least."""
     devices = c.tensor * c.pipeline * c.split
     weights = c.dense_bytes + c.routed_bytes + c.head_bytes + c.lookup_bytes
     free = np.maximum(_USABLE * c.memory * devices - weights, 0.02 * c.memory * devices)
@@ -107,14 +107,15 @@ def capacity(c: Cases) -> Array:
     each = (
         c.cache_bytes * length + c.window_cache_bytes * np.minimum(length, c.window)
     ) * replicated + c.state_bytes
-    return np.maximum(free / np.maximum(each, 1.0), 1.0) * c.data
+    return np.maximum(np.floor(free / np.maximum(each, 1.0)), 1.0) * c.data
 
 
 def batch_in_flight(c: Cases) -> Array:
-    """Sequences that run at once: as many as asked for, as the engine starts, and as memory holds."""
-    usual = np.where(np.isnan(c.sequences), _OFFLINE_SEQUENCES, _SEQUENCES)
+    """Sequences that run at once: no more than are asked for, than there are requests, than the engine starts, and
+    than memory holds."""
+    usual = np.where(c.served > 0, _SEQUENCES, _OFFLINE_SEQUENCES)
     most = np.where(np.isnan(c.most_sequences), usual, c.most_sequences) * c.data
-    asked = np.where(np.isnan(c.sequences), np.inf, c.sequences)
+    asked = np.fmin(np.fmin(c.sequences, c.requests), np.inf)  # NaN where nobody says: no limit
     return np.maximum(np.minimum(np.minimum(capacity(c), most), asked), 1.0)
 
 
@@ -145,9 +146,18 @@ def serving_seconds(c: Cases, k: Constants) -> Array:
 
 
 def loaded_token_seconds(c: Cases, k: Constants) -> Array:
-    """Seconds between two tokens of a sequence while others are served: a step, and the prompts taken in between."""
+    """Seconds between two tokens of a sequence while others are served: a step, and the prompts taken in between.
+
+    Of a round's prompts, a sequence waits for those of the others alone; and those that came with it were all taken
+    in before their second tokens, as the first round of a short run shows.
+    """
     b = batch_in_flight(c)
-    return round_seconds(c, k, b) / np.maximum(c.output, 1.0) + k.stream * b * c.served
+    output = np.maximum(c.output, 1.0)
+    requests = np.where(np.isnan(c.requests), np.inf, c.requests)
+    prompts = prefill_seconds(c, k, b, c.prompt, np.zeros_like(b))
+    others = (b - 1) / b * (1 - b / (2 * np.maximum(requests, b)))
+    step = decode_seconds(c, k, b, c.prompt + output / 2)
+    return step + prompts / output * others + k.stream * b * c.served
 
 
 def loaded_first_seconds(c: Cases, k: Constants) -> Array:

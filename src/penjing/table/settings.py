@@ -106,8 +106,8 @@ def way_of(row: Row, device: Device, shapes: Shapes) -> Way:
         engine, weights, **degrees, host_routed=routed, host_dense=dense,
         expert=_has_expert_parallelism(words),
         cache_bits=_cache_bits(row, weights),
-        micro_batch=_micro_batch(engine, words),
-        most_sequences=_option(words, "max-num-seqs", "max_num_seqs", "max-running-requests", "max_batch_size"),
+        micro_batch=_micro_batch(row, engine, device, words),
+        most_sequences=_most_sequences(row, engine, device, words),
         threads=_threads(words),
         on_disk="tier disk" in words,
         flash=_has_flash(row, engine, words),
@@ -190,10 +190,36 @@ def _threads(words: str) -> int | None:
     return _degree(words, r"(\d+) threads?\b")
 
 
-def _micro_batch(engine: Engine, words: str) -> int | None:
-    """Tokens of a pass: what is written, llama.cpp's default of 512, else as many as there are."""
-    found = _degree(words, r"u_?batch[ =](\d+)", r"-ub[ =](\d+)")
-    return found or (512 if engine in ("llama", "cpu", "cpu_tuned") else 8192)
+def _micro_batch(row: Row, engine: Engine, device: Device, words: str) -> int | None:
+    """Tokens of a pass: what is written, else the engine's default: llama.cpp 512, servers 8192 (TensorRT-LLM's
+    `max_num_tokens`, SGLang's chunks on large devices, vLLM offline) and vLLM's server on most devices 2048."""
+    found = _degree(words, r"u_?batch[ =](\d+)", r"-ub[ =](\d+)") or _option(words, *_PASS_OPTIONS)
+    if found or engine in ("llama", "cpu", "cpu_tuned"):
+        return found or 512
+    small = "vllm" in row.engine.lower() and _SERVED.search(row.notes) and not _is_large(device, row.date)
+    return 2048 if small else 8192
+
+
+_PASS_OPTIONS = ("max-num-batched-tokens", "max_num_batched_tokens", "chunked-prefill-size", "max_num_tokens")
+_BATCH_OPTIONS = ("max-num-seqs", "max_num_seqs", "max-running-requests", "max_batch_size")
+
+
+def _most_sequences(row: Row, engine: Engine, device: Device, words: str) -> int | None:
+    """Sequences that the engine starts at once: what is written, else the default of the engine that is named (256 or
+    1024 of vLLM, some 2048 of SGLang and TensorRT-LLM)."""
+    found = _option(words, *_BATCH_OPTIONS)
+    if found or engine != "serving":
+        return found
+    name = row.engine.lower()
+    if "vllm" in name:
+        return 1024 if _is_large(device, row.date) else 256
+    return 2048 if re.search("sglang|tensorrt|trt", name) else None
+
+
+def _is_large(device: Device, date: str) -> bool:
+    """vLLM's larger defaults: from 70 GiB of memory on, except on A100 (`EngineArgs.get_batch_defaults`, since 0.9)."""
+    large = (device.memory_bytes or 0) >= 70 * 2**30 and "A100" not in device.name
+    return large and (date or "2025-05") >= "2025-05"
 
 
 def _year(date: str) -> float | None:

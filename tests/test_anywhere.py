@@ -201,6 +201,46 @@ def test_a_sequence_does_not_wait_for_its_own_prompt_between_tokens():
     assert anywhere.loaded_token_seconds(many, k) > step
 
 
+def test_python_runs_ahead_of_the_device():
+    """Of launching and computing, an eager pass takes the longer one, or a little more; others take both."""
+    k, one = constants.shipped(), np.ones(1)
+    for engine, hides in (("eager", True), ("serving", False)):
+        c = cases([(CARD, DENSE, Way(engine, HALF), ONE)])
+        parts = anywhere.decode_step(c, k, one, 1000 * one)
+        busy = parts.products + parts.attention + parts.host
+
+        assert (parts.hidden > 0) == hides
+        assert max(busy, parts.launches) <= parts.total <= busy + parts.launches
+
+
+def test_steps_without_graphs_start_like_eager_ones():
+    """A server whose device has no graphs starts each kernel from Python."""
+    assert rate(way=replace(SERVING, graphs=False)) < rate()
+
+
+def test_runs_end_with_fewer_at_once():
+    """The more requests a run has, the less its end costs; lengths that vary cost more than equal ones."""
+    runs = [job("in_flight", 64.0, requests=n, varied=v) for v in (False, True) for n in (64.0, 6400.0)]
+    short, long, varied, varied_long = (rate(job=r) for r in runs)
+
+    assert varied < short and varied < varied_long < long
+    assert pytest.approx(long) == rate(job=replace(runs[0], requests=None))
+    assert rate(job=replace(runs[0], requests=65.0)) < short
+
+
+def test_ranks_that_share_experts_hold_and_read_a_part():
+    """With experts shared over data ranks more sequences fit than with whole replicas, and a few tokens on each rank
+    read no more than all the experts together."""
+    alone = Way("serving", HALF, data=8)
+    flow = job("in_flight", None, prompt_tokens=3000.0)
+    whole, shared = (cases([(CARD, MIXTURE, w, flow)]) for w in (alone, replace(alone, shared=True)))
+    k = constants.shipped()
+
+    assert anywhere.capacity(shared) > 2 * anywhere.capacity(whole)
+    step = [anywhere.decode_step(c, k, np.full(1, 256.0), np.full(1, 100.0)) for c in (whole, shared)]
+    assert step[1].memory < step[0].memory / 2 and step[1].exchanges > step[0].exchanges
+
+
 def test_a_server_is_not_faster_than_its_engine():
     """The same load through a server costs as much, and requests and the last long answers besides."""
     plain = job("in_flight", 64.0, requests=1000.0)

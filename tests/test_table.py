@@ -138,6 +138,33 @@ def test_defaults_of_engines(cells, sequences, tokens):
     assert (sequences, tokens) == (way.most_sequences, way.micro_batch)
 
 
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        ("EP8", (1, 8, True)), ("TP8 EP8", (8, 1, False)), ("TP8; attention data-parallelism", (1, 8, True)),
+        ("TP2 DP4 EP8", (2, 4, True)), ("TP2 DP4", (2, 4, False)),
+    ],
+)  # fmt: skip
+def test_experts_that_ranks_share(words, expected):
+    """Expert parallelism with nothing besides means that attention is computed by each rank for its own sequences."""
+    way = way_of(row(count=8, parallelism=words), CARD, MODEL)
+
+    assert expected == (way.tensor, way.data, way.shared)
+    assert not way_of(row(count=8, parallelism=words), CARD, replace(MODEL, moe_layers=0)).shared
+
+
+def test_runs_of_many_lengths_and_engines_without_graphs():
+    """Conversations, and means that are no whole numbers; vLLM on an NPU starts kernels one by one."""
+    npu = replace(CARD, kind="npu", vendor="other")
+
+    assert [True, True, False] == [
+        job_of(row(prompt_tokens=p, notes=n)).varied for p, n in ((9.0, "ShareGPT"), (214.5, ""), (9.0, ""))
+    ]
+    assert [False, True, True] == [
+        way_of(row(engine=e), d, MODEL).graphs for e, d in (("vLLM", npu), ("MindIE", npu), ("vLLM", CARD))
+    ]
+
+
 def test_experts_on_the_host():
     """Words say which experts the host holds; where they do not, what exceeds the memory."""
     llama = {"engine": "llama.cpp CUDA+CPU", "weight_format": "Q4_0"}

@@ -100,7 +100,7 @@ def static_seconds(c: Cases, k: Constants, b: Array) -> Array:
 def capacity(c: Cases) -> Array:
     """Sequences whose caches fit beside the weights, over all replicas: whole ones, and one at least."""
     devices = c.tensor * c.pipeline * c.split
-    weights = c.dense_bytes + c.routed_bytes + c.head_bytes + c.lookup_bytes
+    weights = c.dense_bytes + c.routed_bytes / c.expert_ranks + c.head_bytes + c.lookup_bytes
     free = np.maximum(_USABLE * c.memory * devices - weights, 0.02 * c.memory * devices)
     length = c.prompt + c.output
     replicated = np.maximum(c.tensor / np.maximum(c.kv_heads, 1), 1)
@@ -123,14 +123,38 @@ def in_flight(c: Cases, k: Constants) -> Array:
     """Generated tokens per second where the engine keeps as many sequences going as it can.
 
     Each round of `b` sequences takes their prompts in and makes their answers; a server spends time on every request
-    and every token besides, and where all requests come at once the run ends with a few long answers.
+    and every token besides. How a run ends counts where its number of requests is known.
     """
     b = batch_in_flight(c)
     output = np.maximum(c.output, 1.0)
     each = round_seconds(c, k, b) / b
-    requests = np.where(np.isnan(c.requests), np.inf, c.requests)
-    last = k.tail * output * decode_seconds(c, k, np.maximum(b / 8, 1.0), c.prompt + output) * (c.served > 0)
-    return output / (each + last / np.maximum(requests, b) + serving_seconds(c, k) * c.served)
+    ended = np.where(c.varied > 0, each + _draining_seconds(c, k, b), _waves_seconds(c, k, b))
+    return output / (np.where(np.isnan(c.requests), each, ended) + serving_seconds(c, k) * c.served)
+
+
+def _waves_seconds(c: Cases, k: Constants, b: Array) -> Array:
+    """Seconds for each request where all are of one length: rounds of `b`, and one of those that remain."""
+    requests = np.maximum(np.nan_to_num(c.requests, nan=1.0), b)
+    full = np.floor(requests / b)
+    rest = requests - full * b
+    last = np.where(rest > 0, round_seconds(c, k, np.maximum(rest, 1.0)), 0.0)
+    return (full * round_seconds(c, k, b) + last) / requests
+
+
+def _draining_seconds(c: Cases, k: Constants, b: Array) -> Array:
+    """Seconds for each request, by which the end of a run with answers of many lengths exceeds a full batch.
+
+    Of answers with exponential lengths, the last of n is ln(n) + 0.58 times as long as the mean; the batch shrinks
+    meanwhile, evenly in its logarithm.
+    """
+    seen, output = c.prompt + c.output, np.maximum(c.output, 1.0)
+    while_fewer = [decode_seconds(c, k, b ** ((2 * j - 1) / 8), seen) for j in (1, 2, 3, 4)]
+    last, full = (decode_seconds(c, k, n, seen) for n in (np.ones_like(b), b))
+    steps = np.log(b) * np.mean(while_fewer, axis=0) + _EULER * last - full
+    return k.tail * output * np.maximum(steps, 0.0) / np.maximum(np.nan_to_num(c.requests, nan=1.0), b)
+
+
+_EULER = 0.577  # by which the sum of 1/i exceeds the logarithm
 
 
 def round_seconds(c: Cases, k: Constants, b: Array) -> Array:

@@ -99,7 +99,7 @@ def _tail(model: str) -> str:
 def way_of(row: Row, device: Device, shapes: Shapes) -> Way:
     """How the row was run."""
     engine, words = engine_of(row, device), f"{row.parallelism}; {row.notes}"
-    degrees = _degrees(row, engine, words)
+    degrees = _degrees(row, engine, shapes, words)
     weights = _that_fit(weights_of(row), row, device, shapes)
     routed, dense = _host_shares(row, device, shapes, weights, degrees)
     return Way(
@@ -112,6 +112,7 @@ def way_of(row: Row, device: Device, shapes: Shapes) -> Way:
         on_disk="tier disk" in words,
         flash=_has_flash(row, engine, words),
         year=_year(row.date),
+        graphs=not (device.kind == "npu" and "vllm" in row.engine.lower()) and "enforce-eager" not in words,
     )  # fmt: skip
 
 
@@ -134,8 +135,9 @@ def _cache_bits(row: Row, weights: Weights) -> float:
     return 8.0 if "tensorrt" in row.engine.lower() and weights.kernel in ("f8", "fp4") else 16.0
 
 
-def _degrees(row: Row, engine: Engine, words: str) -> dict[str, int]:
-    """Degrees of parallelism: what is written, and what remains of the devices as the engine would use them."""
+def _degrees(row: Row, engine: Engine, shapes: Shapes, words: str) -> dict[str, int]:
+    """Degrees of parallelism, and whether data-parallel ranks share the experts: what is written, and what remains of
+    the devices as the engine would use them."""
     count = row.count or 1
     tensor, pipeline, data = (_degree(words, *patterns) for patterns in _PARALLEL)
     alone = {"tensor": 1, "pipeline": 1, "data": 1, "split": 1}
@@ -143,9 +145,12 @@ def _degrees(row: Row, engine: Engine, words: str) -> dict[str, int]:
         return alone
     if not tensor and _takes_turns(row, engine):
         return alone | {"split": count}
+    if shapes.moe_layers and engine == "serving" and not pipeline and _shares_experts(words, tensor):
+        return alone | {"data": count, "shared": True}
     tensor = min(count, tensor or max(1, count // ((pipeline or 1) * (data or 1))))
     if data and tensor * data <= count:
-        return alone | {"tensor": tensor, "pipeline": pipeline or 1, "data": data}
+        shared = shapes.moe_layers > 0 and _has_expert_parallelism(words)
+        return alone | {"tensor": tensor, "pipeline": pipeline or 1, "data": data, "shared": shared}
     return alone | {"tensor": tensor, "pipeline": pipeline or max(1, count // tensor)}
 
 
@@ -160,6 +165,12 @@ _PARALLEL = (
     (r"\bPP[ =]?(\d+)", r"-pp[ =](\d+)", r"--pp-size[ =](\d+)", r"pipeline-parallel-size[ =](\d+)"),
     (r"\bDP[ =]?(\d+)", r"-dp[ =](\d+)", r"--dp-size[ =](\d+)", r"data-parallel-size[ =](\d+)"),
 )
+
+
+def _shares_experts(words: str, tensor: int | None) -> bool:
+    """Each rank holds all of the attention and a part of the experts: expert parallelism with nothing besides, or where
+    attention is said to be data-parallel."""
+    return "attention data-parallelism" in words or (_has_expert_parallelism(words) and not tensor)
 
 
 def _takes_turns(row: Row, engine: Engine) -> bool:
@@ -297,7 +308,13 @@ def job_of(row: Row) -> Job:
         requests=float(requests[1]) if requests else None,
         loaded=loaded,
         served=_SERVED.search(row.notes) is not None,
+        varied=_is_varied(row),
     )
+
+
+def _is_varied(row: Row) -> bool:
+    """Requests are of many lengths: conversations, or prompts whose mean is no whole number."""
+    return "sharegpt" in row.notes.lower() or (row.prompt_tokens or 0.0) % 1 > 0
 
 
 def _phase(row: Row, loaded: bool) -> Phase:

@@ -29,7 +29,7 @@ PRIOR = {
     "read_memory": _by(MEMORIES, 0.8, 0.65, 0.9, 0.95, 0.8, 0.55, 0.8),
     "read_engine": _by(ENGINES, 1, 1, 0.8, 0.95, 1, 1, 0.8, 1),
     "read_kernel": _by(KERNELS, 1.0, 0.9, 0.85, 0.8, 0.8, 0.95, 0.9, 0.85, 0.8, 0.7),
-    "compute_maker": _by(MAKERS, 0.6, 0.4, 0.35, 0.8, 0.4, 0.4, 0.5),
+    "compute_maker": _by(MAKERS, 0.6, 0.55, 0.35, 0.8, 0.4, 0.4, 0.5),
     "compute_engine": _by(ENGINES, 1.0, 0.9, 0.7, 1, 0.6, 1.0, 0.6, 0.7),
     "compute_kernel": {
         f"{path} {kernel}": value
@@ -48,7 +48,7 @@ PRIOR = {
     "latency": _by(LINKS, 6e-6, 12e-6, 20e-6, 30e-6),
     "link": _by(LINKS, 0.5, 0.4, 0.4, 0.4),
     "blend": 0.5,
-    "strain": 0.45,
+    "strain": 0.75,
     "wide": 0.85,
     "fusion": 1.15,
     "attention_plain": 0.15,
@@ -72,7 +72,7 @@ _DEVIATION = (
     ("activation", 0.4),
     ("attention", 0.5), ("launch_maker npu", 0.5), ("launch_maker", 0.25), ("launch", 0.6), ("step", 0.8),
     ("sequence", 0.5),
-    ("progress", 0.02), ("latency", 0.4), ("link", 0.3), ("blend", 0.5), ("strain", 0.4), ("wide", 0.4),
+    ("progress", 0.02), ("latency", 0.4), ("link", 0.3), ("blend", 0.5), ("strain", 0.3), ("wide", 0.4),
     ("fusion", 0.1), ("routed", 0.3), ("host", 0.4), ("thread_bandwidth", 0.4), ("thread", 0.1),
     ("overlap", 0.1), ("request", 0.6), ("stream", 0.8), ("tail", 0.3),
 )  # fmt: skip

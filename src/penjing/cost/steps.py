@@ -137,7 +137,7 @@ def _compute_share(c: Cases, k: Constants) -> Array:
     llama.cpp meet the widest chips."""
     return (
         k.compute_maker[c.maker_class]
-        * c.strain**-k.strain
+        * ((1 + c.strain**2) / 2) ** (-k.strain / 2)
         * np.where(c.wide_hbm > 0, k.wide, 1.0)
         * k.progress[c.engine_class] ** c.age
     )

@@ -7,7 +7,7 @@ from typing import get_args
 
 import numpy as np
 
-from penjing.cost.cases import Array, Cases
+from penjing.cost.cases import ENGINES, Array, Cases
 from penjing.cost.constants import Constants
 from penjing.cost.steps import Pass, Seconds, pass_seconds
 from penjing.cost.ways import Phase
@@ -72,6 +72,7 @@ def main_pass(c: Cases, k: Constants, phase: str) -> Seconds:
     )
 
 
+_SERVING = ENGINES.index("serving")
 PHASES: tuple[str, ...] = get_args(Phase)
 
 
@@ -90,11 +91,14 @@ def per_second(c: Cases, k: Constants, phase: str) -> Array:
 
 
 def static_seconds(c: Cases, k: Constants, b: Array) -> Array:
-    """Seconds of a fixed batch: all prompts, then a step for every token after the first."""
+    """Seconds of a fixed batch: all prompts, then a step for every token after the first.
+
+    A server takes what does not fit the memory in turns.
+    """
+    once = np.where(c.engine_class == _SERVING, np.minimum(b, capacity(c)), b)
     steps = np.maximum(c.output - 1, 0)
-    return prefill_seconds(c, k, b, c.prompt, c.depth) + steps * decode_seconds(
-        c, k, b, c.prompt + c.output / 2
-    )
+    prompts = prefill_seconds(c, k, once, c.prompt, c.depth)
+    return b / once * (prompts + steps * decode_seconds(c, k, once, c.prompt + c.output / 2))
 
 
 def capacity(c: Cases) -> Array:

@@ -52,9 +52,12 @@ def decode_seconds(c: Cases, k: Constants, sequences: Array, seen: Array) -> Arr
 
 
 def decode_step(c: Cases, k: Constants, sequences: Array, seen: Array) -> Seconds:
-    """Such a step by what it is spent on."""
-    mine = np.maximum(sequences / c.data, 1.0)
-    return pass_seconds(c, k, Pass(mine, mine, seen, mine, np.ones_like(mine)))
+    """Such a step by what it is spent on. Stages of a pipeline work on parts of the batch at the same time: all get
+    their token while one part goes through."""
+    mine = np.maximum(sequences / c.data / c.pipeline, 1.0)
+    each = np.where(c.batched > 0, mine, 1.0)
+    one = pass_seconds(c, k, Pass(each, each, seen, each, np.ones_like(mine)))
+    return Seconds(**{f.name: getattr(one, f.name) * mine / each for f in fields(Seconds)})
 
 
 def main_pass(c: Cases, k: Constants, phase: str) -> Seconds:

@@ -88,6 +88,7 @@ class Cases:
     threads: Array
     disk: Array
     flash: Array
+    batched: Array
     age: Array
     sequences: Array
     prompt: Array
@@ -272,6 +273,7 @@ def _row(device: Device, shapes: Shapes, way: Way, job: Job) -> dict[str, float]
         "threads": way.threads or np.inf,
         "disk": way.on_disk,
         "flash": way.flash,
+        "batched": way.batched,
         "age": (way.year or _YEAR) - _YEAR,
         "sequences": job.sequences if job.sequences is not None else np.nan,
         "prompt": job.prompt_tokens,

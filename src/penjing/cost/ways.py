@@ -53,6 +53,7 @@ class Way(Struct, frozen=True):
         most_sequences: that the engine runs at once. threads: of a processor; None for all.
         on_disk: what is not on the device streams from disk. flash: fused attention. year: of the engine's build.
         graphs: steps are recorded once and started as a whole (CUDA graphs and the like).
+        batched: a step takes all sequences; else one after the other, each with all weights.
     """
 
     engine: Engine
@@ -73,6 +74,7 @@ class Way(Struct, frozen=True):
     flash: bool = True
     year: float | None = None
     graphs: bool = True
+    batched: bool = True
 
     @property
     def devices(self) -> int:

@@ -17,6 +17,7 @@ _ENGINES: tuple[tuple[str, Engine], ...] = (
     (r"neuron|nxd|tt-|tt_|ttnn|tenstorrent|optimum.?habana|sambanova|maxtext|jetstream", "compiled"),
     (r"ik_llama|t-mac|bitnet\.cpp|ktransformers|kt-kernel|xft|ipex|amx", "cpu_tuned"),
     (r"llama\.?cpp|llamacpp|ollama|llamafile|lm.?studio|kobold|ggml|ds4", "llama"),
+    (r"deepspeed.?inference", "compiled"),
     (r"vllm|sglang|tensorrt|trt|fastertransformer|lmdeploy|turbomind|mindie|tgi|internal|ppl|xllm|atom|nim\b",
      "serving"),
     (r"transformers|accelerate|deepspeed|megatron|petals|eager|hugging|\bhf\b|optimum|pytorch\)?$", "eager"),
@@ -112,6 +113,7 @@ def way_of(row: Row, device: Device, shapes: Shapes) -> Way:
         on_disk="tier disk" in words,
         flash=_has_flash(row, engine, words),
         year=_year(row.date),
+        batched="megatron" not in row.engine.lower(),
         graphs=not (device.kind == "npu" and "vllm" in row.engine.lower()) and "enforce-eager" not in words,
     )  # fmt: skip
 

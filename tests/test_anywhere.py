@@ -241,6 +241,57 @@ def test_ranks_that_share_experts_hold_and_read_a_part():
     assert step[1].memory < step[0].memory / 2 and step[1].exchanges > step[0].exchanges
 
 
+def test_a_fixed_batch_beyond_the_memory_goes_in_turns():
+    """A server takes as many as fit; twice as many then take twice as long. Other engines are taken at their word."""
+    small = replace(CARD, memory_bytes=30e9)
+    k, b = constants.shipped(), np.full(1, 4096.0)
+    c = cases([(small, DENSE, SERVING, job("mixed", 4096.0))])
+
+    assert anywhere.capacity(c) < 4096
+    assert pytest.approx(2) == float(
+        (anywhere.static_seconds(c, k, 2 * b) / anywhere.static_seconds(c, k, b))[0]
+    )
+
+
+def test_what_does_not_batch_reads_all_weights_for_each_sequence():
+    """Engines that decode sequences one by one make no more tokens with many than with one."""
+    way = Way("eager", HALF, batched=False)
+    one, many = (rate(way=way, job=replace(ONE, sequences=n)) for n in (1.0, 16.0))
+
+    assert pytest.approx(one) == many
+    assert rate(way=replace(way, batched=True), job=replace(ONE, sequences=16.0)) > 4 * one
+
+
+def test_stages_of_a_pipeline_work_at_the_same_time():
+    """With as many parts of a batch as stages, each takes the time of its part."""
+    many = replace(ONE, sequences=512.0)
+
+    assert rate(job=many) < rate(way=replace(SERVING, pipeline=4), job=many) <= 4 * rate(job=many)
+    assert pytest.approx(rate(), rel=0.3) == rate(way=replace(SERVING, pipeline=4))
+
+
+def test_tensor_parallelism_over_nodes_pays_for_the_network():
+    """Exchanges of 16 devices cost more than those of 8 by more than a doubling within a node does."""
+    k = constants.shipped()
+    four, eight, sixteen = (
+        float(anywhere.decode_step(c, k, np.full(1, 64.0), np.full(1, 100.0)).exchanges[0])
+        for c in (cases([(CARD, DENSE, replace(SERVING, tensor=t), ONE)]) for t in (4, 8, 16))
+    )
+
+    assert sixteen - eight > eight - four > 0
+
+
+def test_chips_with_power_to_spare_are_not_without_limit():
+    """A hundred times fewer operations for each joule change the share of the rate by little."""
+    slow, slower = (
+        Device("c", "datacenter", "nvidia", "hbm", 80e9, 3e12, {"fp16": 2e13}, watts=w)
+        for w in (300.0, 3000.0)
+    )
+    long = job("prefill", 1.0)
+
+    assert pytest.approx(rate(device=slow, job=long), rel=0.1) == rate(device=slower, job=long)
+
+
 def test_a_server_is_not_faster_than_its_engine():
     """The same load through a server costs as much, and requests and the last long answers besides."""
     plain = job("in_flight", 64.0, requests=1000.0)

@@ -165,6 +165,39 @@ def test_runs_of_many_lengths_and_engines_without_graphs():
     ]
 
 
+@pytest.mark.parametrize(
+    "words, date, expected",
+    [("fa 1", "2024-05", True), ("fa 0", "2025-10", False), ("", "2024-05", False), ("", "2025-10", True)],
+)
+def test_fused_attention(words, date, expected):
+    """`fa 0` turns it off and `fa 1` on; else it is on since it is llama.cpp's default."""
+    assert expected == way_of(row(engine="llama.cpp CUDA", notes=words, date=date), CARD, MODEL).flash
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("2024-05", "2024-05"),
+        ("2025-2026", "2026-01"),
+        ("2023-2025", "2024-07"),
+        ("v1.0 (2025)", "2025"),
+        ("", ""),
+    ],
+)
+def test_dates(text, expected, tmp_path):
+    """A month where one is told; the turn of the year between two years."""
+    path = tmp_path / "t.csv"
+    path.write_text(f"device,model,phase,metric,value,date_or_version\nd,m,decode,TPOT_ms,1,{text}\n")
+
+    assert [expected] == [r.date for r in rows.read(path)]
+
+
+def test_engines_that_do_not_batch():
+    """Megatron-LM decodes one sequence after the other."""
+    assert [False, True] == [way_of(row(engine=e), CARD, MODEL).batched for e in ("Megatron-LM", "vLLM")]
+    assert "compiled" == engine_of(row(engine="DeepSpeed-Inference"), CARD)
+
+
 def test_experts_on_the_host():
     """Words say which experts the host holds; where they do not, what exceeds the memory."""
     llama = {"engine": "llama.cpp CUDA+CPU", "weight_format": "Q4_0"}

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from penjing.cost.cases import ENGINES, MEMORIES, Array, Cases
+from penjing.cost.cases import ENGINES, LINKS, MEMORIES, Array, Cases
 from penjing.cost.constants import Constants
 
 
@@ -196,9 +196,23 @@ def _launches(c: Cases, k: Constants, p: Pass) -> Array:
 def _exchanges(c: Cases, k: Constants, p: Pass) -> Array:
     """All-reduces of tensor parallelism, two in each layer; and where ranks share the experts, tokens that go to them
     in 8 bits and come back in 16."""
-    t, latency, link = c.tensor, k.latency[c.link_class], c.link * k.link[c.link_class]
+    t, latency, link = np.minimum(c.tensor, _NODE), k.latency[c.link_class], c.link * k.link[c.link_class]
     n_bytes = 2 * p.tokens * c.width
-    reduced = latency * np.log2(np.maximum(t, 1)) + 2 * (t - 1) / t * n_bytes / link
+    reduced = (
+        latency * np.log2(np.maximum(t, 1)) + 2 * (t - 1) / t * n_bytes / link + _between_nodes(c, k, n_bytes)
+    )
     n = c.expert_ranks
     sent = 2 * latency + p.tokens * c.experts_used * c.width * 3 * (n - 1) / n / link
     return np.where(t > 1, 2 * c.layers * reduced, 0.0) + np.where(n > 1, c.moe_layers * sent, 0.0)
+
+
+def _between_nodes(c: Cases, k: Constants, n_bytes: Array) -> Array:
+    """What an all-reduce over more devices than a node has takes besides: an exchange over its network adapters."""
+    nodes = np.maximum(np.ceil(c.tensor / _NODE), 1.0)
+    moved = 2 * (nodes - 1) / nodes * n_bytes / (_NODE * _ADAPTER * k.link[_NETWORK])
+    return k.latency[_NETWORK] * np.log2(nodes) + moved
+
+
+_NODE = 8.0  # devices with links of their own among them (HGX, DGX)
+_ADAPTER = 25e9  # bytes per second of a device's network adapter, in one direction (200 Gb/s)
+_NETWORK = LINKS.index("network")

@@ -245,12 +245,12 @@ def _year(date: str) -> float | None:
 
 def _has_flash(row: Row, engine: Engine, words: str) -> bool:
     """Fused attention: of all engines by now; of llama.cpp where it says so, or since it is the default (2025-09)."""
-    if "no flash" in words:
+    if "no flash" in words or re.search(r"\bfa (0|off)\b", words):
         return False
     return (
         engine not in ("llama", "cpu", "cpu_tuned")
         or "flash" in words
-        or "fa " in words
+        or re.search(r"\bfa (1|on)\b", words) is not None
         or row.date >= "2025-09"
     )
 

@@ -33,7 +33,7 @@ class Problem:
     deviation: Array
     noise: float = 0.2
     groups: Array | None = None
-    spread: float = 0.02
+    spread: float = 0.2
 
     @property
     def offsets(self) -> int:

@@ -140,7 +140,8 @@ def _date(text: str) -> str:
     if match := re.fullmatch(r"(20[12]\d) ?[-/] ?(20[12]\d)", text.strip()):
         months = 6 * (int(match[1]) + int(match[2]) + 1)
         return f"{months // 12}-{months % 12 + 1:02d}"
-    return (re.findall(r"20[12]\d(?:-[01]\d(?!\d))?", text) or [""])[-1]
+    found: list[str] = re.findall(r"20[12]\d(?:-[01]\d(?!\d))?", text)
+    return found[-1] if found else ""
 
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:

@@ -106,6 +106,7 @@ def way_of(row: Row, device: Device, shapes: Shapes) -> Way:
     return Way(
         engine, weights, **degrees, host_routed=routed, host_dense=dense,
         expert=_has_expert_parallelism(words),
+        shared=degrees["data"] > 1 and shapes.moe_layers > 0 and _has_expert_parallelism(words),
         cache_bits=_cache_bits(row, weights),
         micro_batch=_micro_batch(row, engine, device, words),
         most_sequences=_most_sequences(row, engine, device, words),
@@ -138,8 +139,7 @@ def _cache_bits(row: Row, weights: Weights) -> float:
 
 
 def _degrees(row: Row, engine: Engine, shapes: Shapes, words: str) -> dict[str, int]:
-    """Degrees of parallelism, and whether data-parallel ranks share the experts: what is written, and what remains of
-    the devices as the engine would use them."""
+    """Degrees of parallelism: what is written, and what remains of the devices as the engine would use them."""
     count = row.count or 1
     tensor, pipeline, data = (_degree(words, *patterns) for patterns in _PARALLEL)
     alone = {"tensor": 1, "pipeline": 1, "data": 1, "split": 1}
@@ -148,11 +148,10 @@ def _degrees(row: Row, engine: Engine, shapes: Shapes, words: str) -> dict[str, 
     if not tensor and _takes_turns(row, engine):
         return alone | {"split": count}
     if shapes.moe_layers and engine == "serving" and not pipeline and _shares_experts(words, tensor):
-        return alone | {"data": count, "shared": True}
+        return alone | {"data": count}
     tensor = min(count, tensor or max(1, count // ((pipeline or 1) * (data or 1))))
     if data and tensor * data <= count:
-        shared = shapes.moe_layers > 0 and _has_expert_parallelism(words)
-        return alone | {"tensor": tensor, "pipeline": pipeline or 1, "data": data, "shared": shared}
+        return alone | {"tensor": tensor, "pipeline": pipeline or 1, "data": data}
     return alone | {"tensor": tensor, "pipeline": pipeline or max(1, count // tensor)}
 
 

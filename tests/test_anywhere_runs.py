@@ -61,8 +61,10 @@ def test_python_runs_ahead_of_the_device():
 
 
 def test_steps_without_graphs_start_like_eager_ones():
-    """A server whose device has no graphs starts each kernel from Python."""
-    assert rate(way=replace(SERVING, graphs=False)) < rate()
+    """A server whose device has no graphs starts each kernel from Python, which a small model does not hide."""
+    small = replace(DENSE, dense=0.2e9, head=0.05e9)
+
+    assert rate(shapes=small, way=replace(SERVING, graphs=False)) < rate(shapes=small)
 
 
 def test_runs_end_with_fewer_at_once():

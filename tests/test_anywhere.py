@@ -165,6 +165,17 @@ def test_what_runs_at_once_fits_the_memory(prompt, output, tensor):
     assert sequences == 1 or 2 * DENSE.weights + cache <= CARD.memory_bytes * tensor
 
 
+def test_chips_with_power_to_spare_are_not_without_limit():
+    """A hundred times fewer operations for each joule change the share of the rate by little."""
+    slow, slower = (
+        Device("c", "datacenter", "nvidia", "hbm", 80e9, 3e12, {"fp16": 2e13}, watts=w)
+        for w in (300.0, 3000.0)
+    )
+    long = job("prefill", 1.0)
+
+    assert pytest.approx(rate(device=slow, job=long), rel=0.1) == rate(device=slower, job=long)
+
+
 def test_a_server_is_not_faster_than_its_engine():
     """The same load through a server costs as much, and requests and the last long answers besides."""
     plain = job("in_flight", 64.0, requests=1000.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 
 import pytest
+from msgspec.structs import replace
 
 from penjing.cost.device import Device
 from penjing.cost.shapes import Shapes
@@ -114,6 +115,87 @@ def test_degrees_of_parallelism(cells, expected):
     way = way_of(row(**cells), CARD, MODEL)
 
     assert expected == (way.tensor, way.pipeline, way.data, way.split)
+
+
+@pytest.mark.parametrize(
+    "cells, sequences, tokens",
+    [
+        ({"engine": "vLLM"}, 1024, 8192),
+        ({"engine": "vLLM", "date": "2024-11"}, 256, 2048),
+        ({"engine": "vLLM", "notes": "100 requests; --max-num-seqs 64 --max-num-batched-tokens 4096"}, 64, 4096),
+        ({"engine": "SGLang", "notes": "100 requests; --chunked-prefill-size 1024"}, 2048, 1024),
+        ({"engine": "TensorRT-LLM"}, 2048, 8192),
+        ({"engine": "transformers"}, None, 8192),
+        ({"engine": "llama.cpp CUDA"}, None, 512),
+    ],
+)  # fmt: skip
+def test_defaults_of_engines(cells, sequences, tokens):
+    """What is written counts; else an engine's own defaults, which are larger on vLLM's large devices since 2025."""
+    large = replace(CARD, memory_bytes=85e9)
+
+    way = way_of(row(**({"notes": "100 requests"} | cells)), large, MODEL)
+
+    assert (sequences, tokens) == (way.most_sequences, way.micro_batch)
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        ("EP8", (1, 8, True)), ("TP8 EP8", (8, 1, False)), ("TP8; attention data-parallelism", (1, 8, True)),
+        ("TP2 DP4 EP8", (2, 4, True)), ("TP2 DP4", (2, 4, False)),
+    ],
+)  # fmt: skip
+def test_experts_that_ranks_share(words, expected):
+    """Expert parallelism with nothing besides means that attention is computed by each rank for its own sequences."""
+    way = way_of(row(count=8, parallelism=words), CARD, MODEL)
+
+    assert expected == (way.tensor, way.data, way.shared)
+    assert not way_of(row(count=8, parallelism=words), CARD, replace(MODEL, moe_layers=0)).shared
+
+
+def test_runs_of_many_lengths_and_engines_without_graphs():
+    """Conversations, and means that are no whole numbers; vLLM on an NPU starts kernels one by one."""
+    npu = replace(CARD, kind="npu", vendor="other")
+
+    assert [True, True, False] == [
+        job_of(row(prompt_tokens=p, notes=n)).varied for p, n in ((9.0, "ShareGPT"), (214.5, ""), (9.0, ""))
+    ]
+    assert [False, True, True] == [
+        way_of(row(engine=e), d, MODEL).graphs for e, d in (("vLLM", npu), ("MindIE", npu), ("vLLM", CARD))
+    ]
+
+
+@pytest.mark.parametrize(
+    "words, date, expected",
+    [("fa 1", "2024-05", True), ("fa 0", "2025-10", False), ("", "2024-05", False), ("", "2025-10", True)],
+)
+def test_fused_attention(words, date, expected):
+    """`fa 0` turns it off and `fa 1` on; else it is on since it is llama.cpp's default."""
+    assert expected == way_of(row(engine="llama.cpp CUDA", notes=words, date=date), CARD, MODEL).flash
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("2024-05", "2024-05"),
+        ("2025-2026", "2026-01"),
+        ("2023-2025", "2024-07"),
+        ("v1.0 (2025)", "2025"),
+        ("", ""),
+    ],
+)
+def test_dates(text, expected, tmp_path):
+    """A month where one is told; the turn of the year between two years."""
+    path = tmp_path / "t.csv"
+    path.write_text(f"device,model,phase,metric,value,date_or_version\nd,m,decode,TPOT_ms,1,{text}\n")
+
+    assert [expected] == [r.date for r in rows.read(path)]
+
+
+def test_engines_that_do_not_batch():
+    """Megatron-LM decodes one sequence after the other."""
+    assert [False, True] == [way_of(row(engine=e), CARD, MODEL).batched for e in ("Megatron-LM", "vLLM")]
+    assert "compiled" == engine_of(row(engine="DeepSpeed-Inference"), CARD)
 
 
 def test_experts_on_the_host():

@@ -39,6 +39,7 @@ class Cases:
     kernel_class: Array
     compute_class: Array
     launch_class: Array
+    started_class: Array
     link_class: Array
     bandwidth: Array
     rate: Array
@@ -78,7 +79,7 @@ class Cases:
     pipeline: Array
     data: Array
     split: Array
-    expert_parallel: Array
+    expert_ranks: Array
     host_routed: Array
     host_dense: Array
     micro_batch: Array
@@ -87,12 +88,14 @@ class Cases:
     threads: Array
     disk: Array
     flash: Array
+    batched: Array
     age: Array
     sequences: Array
     prompt: Array
     depth: Array
     output: Array
     requests: Array
+    varied: Array
     loaded: Array
     served: Array
     absorbed: Array
@@ -199,6 +202,11 @@ def _launched_like(device: Device, way: Way) -> str:
     return "nvidia" if way.engine in ("graph", "compiled") else maker(device)
 
 
+def _started_as(way: Way) -> Engine:
+    """The class of engines that starts kernels alike: servers without graphs of their device start each from Python."""
+    return way.engine if way.graphs or way.engine != "serving" else "eager"
+
+
 def _row(device: Device, shapes: Shapes, way: Way, job: Job) -> dict[str, float]:
     weights = way.weights
     dense, routed = shapes.dense * weights.bits / 8, shapes.routed * weights.routed_bits / 8
@@ -216,6 +224,7 @@ def _row(device: Device, shapes: Shapes, way: Way, job: Job) -> dict[str, float]
         "kernel_class": KERNELS.index(weights.kernel),
         "compute_class": KERNELS.index(_computed_as(device, way)),
         "launch_class": MAKERS.index(_launched_like(device, way)),
+        "started_class": ENGINES.index(_started_as(way)),
         "link_class": LINKS.index(device.link),
         "bandwidth": device.bytes_per_s,
         "rate": device.rate(arithmetic(device, way)),
@@ -255,7 +264,7 @@ def _row(device: Device, shapes: Shapes, way: Way, job: Job) -> dict[str, float]
         "pipeline": way.pipeline,
         "data": way.data,
         "split": way.split,
-        "expert_parallel": way.expert,
+        "expert_ranks": way.data if way.shared and shapes.moe_layers else 1,
         "host_routed": way.host_routed,
         "host_dense": way.host_dense,
         "micro_batch": way.micro_batch or 8192,
@@ -264,12 +273,14 @@ def _row(device: Device, shapes: Shapes, way: Way, job: Job) -> dict[str, float]
         "threads": way.threads or np.inf,
         "disk": way.on_disk,
         "flash": way.flash,
+        "batched": way.batched,
         "age": (way.year or _YEAR) - _YEAR,
         "sequences": job.sequences if job.sequences is not None else np.nan,
         "prompt": job.prompt_tokens,
         "depth": job.depth_tokens,
         "output": job.output_tokens,
         "requests": job.requests if job.requests is not None else np.nan,
+        "varied": job.varied,
         "loaded": job.loaded,
         "served": job.served,
         "absorbed": way.engine in ("llama", "cpu"),

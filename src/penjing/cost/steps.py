@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from penjing.cost.cases import MEMORIES, Array, Cases
+from penjing.cost.cases import ENGINES, LINKS, MEMORIES, Array, Cases
 from penjing.cost.constants import Constants
 
 
@@ -50,10 +50,12 @@ class Seconds:
     host: Array
     launches: Array
     exchanges: Array
+    hidden: Array
 
     @property
     def total(self) -> Array:
-        return self.products + self.attention + self.host + self.launches + self.exchanges
+        parts = self.products + self.attention + self.host + self.launches + self.exchanges
+        return parts - self.hidden
 
 
 def touched(c: Cases, tokens: Array) -> Array:
@@ -64,10 +66,19 @@ def touched(c: Cases, tokens: Array) -> Array:
 def pass_seconds(c: Cases, k: Constants, p: Pass) -> Seconds:
     """Seconds of one pass, and where they go."""
     memory, compute = _memory(c, k, p), _compute(c, k, p)
-    return Seconds(
-        memory, compute, _blend(k, memory, compute) + _activations(c, k, p), _attention(c, k, p), _host(c, k, p),
-        _launches(c, k, p), _exchanges(c, k, p),
-    )  # fmt: skip
+    products = _blend(k, memory, compute) + _activations(c, k, p)
+    attention, host, launches = _attention(c, k, p), _host(c, k, p), _launches(c, k, p)
+    hidden = _hidden(c, products + attention + host, launches)
+    return Seconds(memory, compute, products, attention, host, launches, _exchanges(c, k, p), hidden)
+
+
+def _hidden(c: Cases, busy: Array, launches: Array) -> Array:
+    """Of eager engines, whose Python runs ahead of the device: of launching and computing, the longer one counts."""
+    together = (busy**4 + launches**4) ** 0.25
+    return np.where(c.started_class == _EAGER, busy + launches - together, 0.0)
+
+
+_EAGER = ENGINES.index("eager")
 
 
 def _blend(k: Constants, one: Array, other: Array) -> Array:
@@ -93,7 +104,7 @@ _SHARED, _GDDR = MEMORIES.index("shared"), MEMORIES.index("gddr")
 
 def _memory(c: Cases, k: Constants, p: Pass) -> Array:
     tokens = np.maximum(p.tokens, 1.0)
-    routed = c.routed_bytes * (1 - c.host_routed) * touched(c, tokens)
+    routed = c.routed_bytes * (1 - c.host_routed) * touched(c, tokens * c.expert_ranks) / c.expert_ranks
     dense = c.dense_bytes * (1 - c.host_dense) + c.head_bytes
     unpacked = k.read_kernel[c.kernel_class]
     return (dense + routed / k.routed_read) / (_bandwidth(c, k) * unpacked * c.tensor)
@@ -101,9 +112,11 @@ def _memory(c: Cases, k: Constants, p: Pass) -> Array:
 
 def _compute(c: Cases, k: Constants, p: Pass) -> Array:
     tile = k.tile[c.engine_class]
-    read = touched(c, p.tokens)
-    each = c.experts_used / c.experts * p.tokens / read  # tokens for each expert that has any
-    routed = c.routed * (1 - c.host_routed) * read * _padded(each, tile) / k.routed_compute
+    tokens = p.tokens * c.expert_ranks  # of all ranks that share the experts
+    read = touched(c, tokens)
+    each = c.experts_used / c.experts * tokens / read  # tokens for each expert that has any
+    mine = c.routed * (1 - c.host_routed) / c.expert_ranks
+    routed = mine * read * _padded(each, tile) / k.routed_compute
     dense = c.dense * (1 - c.host_dense) * _padded(p.tokens, tile) + c.head * _padded(p.outputs, tile)
     kernel = k.compute_kernel[c.path_class, c.compute_class]
     share = np.minimum(_compute_share(c, k) * k.compute_engine[c.engine_class] * kernel, _MOST)
@@ -124,7 +137,7 @@ def _compute_share(c: Cases, k: Constants) -> Array:
     llama.cpp meet the widest chips."""
     return (
         k.compute_maker[c.maker_class]
-        * c.strain**-k.strain
+        * ((1 + c.strain**2) / 2) ** (-k.strain / 2)
         * np.where(c.wide_hbm > 0, k.wide, 1.0)
         * k.progress[c.engine_class] ** c.age
     )
@@ -169,7 +182,10 @@ def _host(c: Cases, k: Constants, p: Pass) -> Array:
 
 def _launches(c: Cases, k: Constants, p: Pass) -> Array:
     layers = c.layers + k.routed_launch * c.moe_layers
-    each = k.launch[c.engine_class] * k.launch_maker[c.launch_class] / k.fusion**c.age
+    fused = np.where(
+        c.started_class == _EAGER, 1.0, k.fusion**c.age
+    )  # eager engines start each kernel as ever
+    each = k.launch[c.started_class] * k.launch_maker[c.launch_class] / fused
     return (
         layers * each
         + k.step[c.engine_class] * (c.split + c.pipeline - 1)
@@ -178,9 +194,25 @@ def _launches(c: Cases, k: Constants, p: Pass) -> Array:
 
 
 def _exchanges(c: Cases, k: Constants, p: Pass) -> Array:
-    t = c.tensor
+    """All-reduces of tensor parallelism, two in each layer; and where ranks share the experts, tokens that go to them
+    in 8 bits and come back in 16."""
+    t, latency, link = np.minimum(c.tensor, _NODE), k.latency[c.link_class], c.link * k.link[c.link_class]
     n_bytes = 2 * p.tokens * c.width
-    each = k.latency[c.link_class] * np.log2(np.maximum(t, 1)) + 2 * (t - 1) / t * n_bytes / (
-        c.link * k.link[c.link_class]
+    reduced = (
+        latency * np.log2(np.maximum(t, 1)) + 2 * (t - 1) / t * n_bytes / link + _between_nodes(c, k, n_bytes)
     )
-    return np.where(t > 1, 2 * c.layers * each, 0.0)
+    n = c.expert_ranks
+    sent = 2 * latency + p.tokens * c.experts_used * c.width * 3 * (n - 1) / n / link
+    return np.where(t > 1, 2 * c.layers * reduced, 0.0) + np.where(n > 1, c.moe_layers * sent, 0.0)
+
+
+def _between_nodes(c: Cases, k: Constants, n_bytes: Array) -> Array:
+    """What an all-reduce over more devices than a node has takes besides: an exchange over its network adapters."""
+    nodes = np.maximum(np.ceil(c.tensor / _NODE), 1.0)
+    moved = 2 * (nodes - 1) / nodes * n_bytes / (_NODE * _ADAPTER * k.link[_NETWORK])
+    return k.latency[_NETWORK] * np.log2(nodes) + moved
+
+
+_NODE = 8.0  # devices with links of their own among them (HGX, DGX)
+_ADAPTER = 25e9  # bytes per second of a device's network adapter, in one direction (200 Gb/s)
+_NETWORK = LINKS.index("network")

@@ -46,11 +46,14 @@ class Way(Struct, frozen=True):
     """How a model is run.
 
     Units:
-        tensor, pipeline, expert, data: degrees of parallelism. split: devices that take turns (llama.cpp).
+        tensor, pipeline, data: degrees of parallelism. expert: tensor ranks hold whole experts. shared: each data
+            rank holds all of the rest and a part of the routed experts. split: devices that take turns (llama.cpp).
         host_routed, host_dense: shares of routed experts, and of other weights, that live in host memory.
         cache_bits: of a cached element. micro_batch: most tokens of a pass; None for as many as there are.
         most_sequences: that the engine runs at once. threads: of a processor; None for all.
         on_disk: what is not on the device streams from disk. flash: fused attention. year: of the engine's build.
+        graphs: steps are recorded once and started as a whole (CUDA graphs and the like).
+        batched: a step takes all sequences; else one after the other, each with all weights.
     """
 
     engine: Engine
@@ -59,6 +62,7 @@ class Way(Struct, frozen=True):
     pipeline: int = 1
     expert: bool = False
     data: int = 1
+    shared: bool = False
     split: int = 1
     host_routed: float = 0.0
     host_dense: float = 0.0
@@ -69,6 +73,8 @@ class Way(Struct, frozen=True):
     on_disk: bool = False
     flash: bool = True
     year: float | None = None
+    graphs: bool = True
+    batched: bool = True
 
     @property
     def devices(self) -> int:
@@ -82,6 +88,7 @@ class Job(Struct, frozen=True):
         sequences: at once; None where the engine chooses. requests: in all, where known.
         prompt_tokens: of each. depth_tokens: already in the cache. output_tokens: of each.
         loaded: measured while other requests were served. served: through a server, not in the engine's process.
+        varied: answers are of many lengths, as in conversations; else all are as long.
     """
 
     phase: Phase
@@ -92,3 +99,4 @@ class Job(Struct, frozen=True):
     requests: float | None = None
     loaded: bool = False
     served: bool = False
+    varied: bool = False

@@ -87,8 +87,8 @@ def _cases(plans: Sequence[Plan], shapes: Shapes, job: Job) -> Cases:
         key = id(hardware), way.engine, way.weights.name, way.host_routed, way.host_dense, way.on_disk
         index.append(rows.setdefault(key, (len(rows), hardware, way))[0])
     c = cases([(h.device, shapes, way, job) for _, h, way in rows.values()]).take(np.array(index))
-    spread = np.array([(w.tensor, w.pipeline, w.data, w.split, w.expert) for _, w in plans], float).T
-    names = ("tensor", "pipeline", "data", "split", "expert_parallel")
+    spread = np.array([(w.tensor, w.pipeline, w.data, w.split) for _, w in plans], float).T
+    names = ("tensor", "pipeline", "data", "split")
     return dataclasses.replace(c, **dict(zip(names, spread, strict=True)))
 
 

@@ -131,8 +131,17 @@ def _row(line: int, cells: dict[str, str]) -> Row:
         _number("output_tokens_or_depth", cells.get("output_tokens_or_depth", "")),
         _number("batch_or_concurrency", cells.get("batch_or_concurrency", "")),
         cells.get("parallelism", ""), cells["metric"], value, cells.get("notes", ""),
-        (re.findall(r"20[12]\d(?:-[01]\d)?", cells.get("date_or_version", "")) or [""])[-1],
+        _date(cells.get("date_or_version", "")),
     )  # fmt: skip
+
+
+def _date(text: str) -> str:
+    """The year, and where one is told the month; of a range of years the month in its middle."""
+    if match := re.fullmatch(r"(20[12]\d) ?[-/] ?(20[12]\d)", text.strip()):
+        months = 6 * (int(match[1]) + int(match[2]) + 1)
+        return f"{months // 12}-{months % 12 + 1:02d}"
+    found: list[str] = re.findall(r"20[12]\d(?:-[01]\d(?!\d))?", text)
+    return found[-1] if found else ""
 
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:

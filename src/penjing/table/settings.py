@@ -17,6 +17,7 @@ _ENGINES: tuple[tuple[str, Engine], ...] = (
     (r"neuron|nxd|tt-|tt_|ttnn|tenstorrent|optimum.?habana|sambanova|maxtext|jetstream", "compiled"),
     (r"ik_llama|t-mac|bitnet\.cpp|ktransformers|kt-kernel|xft|ipex|amx", "cpu_tuned"),
     (r"llama\.?cpp|llamacpp|ollama|llamafile|lm.?studio|kobold|ggml|ds4", "llama"),
+    (r"deepspeed.?inference", "compiled"),
     (r"vllm|sglang|tensorrt|trt|fastertransformer|lmdeploy|turbomind|mindie|tgi|internal|ppl|xllm|atom|nim\b",
      "serving"),
     (r"transformers|accelerate|deepspeed|megatron|petals|eager|hugging|\bhf\b|optimum|pytorch\)?$", "eager"),
@@ -99,19 +100,22 @@ def _tail(model: str) -> str:
 def way_of(row: Row, device: Device, shapes: Shapes) -> Way:
     """How the row was run."""
     engine, words = engine_of(row, device), f"{row.parallelism}; {row.notes}"
-    degrees = _degrees(row, engine, words)
+    degrees = _degrees(row, engine, shapes, words)
     weights = _that_fit(weights_of(row), row, device, shapes)
     routed, dense = _host_shares(row, device, shapes, weights, degrees)
     return Way(
         engine, weights, **degrees, host_routed=routed, host_dense=dense,
         expert=_has_expert_parallelism(words),
+        shared=degrees["data"] > 1 and shapes.moe_layers > 0 and _has_expert_parallelism(words),
         cache_bits=_cache_bits(row, weights),
-        micro_batch=_micro_batch(engine, words),
-        most_sequences=_option(words, "max-num-seqs", "max_num_seqs", "max-running-requests", "max_batch_size"),
+        micro_batch=_micro_batch(row, engine, device, words),
+        most_sequences=_most_sequences(row, engine, device, words),
         threads=_threads(words),
         on_disk="tier disk" in words,
         flash=_has_flash(row, engine, words),
         year=_year(row.date),
+        batched="megatron" not in row.engine.lower(),
+        graphs=not (device.kind == "npu" and "vllm" in row.engine.lower()) and "enforce-eager" not in words,
     )  # fmt: skip
 
 
@@ -134,7 +138,7 @@ def _cache_bits(row: Row, weights: Weights) -> float:
     return 8.0 if "tensorrt" in row.engine.lower() and weights.kernel in ("f8", "fp4") else 16.0
 
 
-def _degrees(row: Row, engine: Engine, words: str) -> dict[str, int]:
+def _degrees(row: Row, engine: Engine, shapes: Shapes, words: str) -> dict[str, int]:
     """Degrees of parallelism: what is written, and what remains of the devices as the engine would use them."""
     count = row.count or 1
     tensor, pipeline, data = (_degree(words, *patterns) for patterns in _PARALLEL)
@@ -143,6 +147,8 @@ def _degrees(row: Row, engine: Engine, words: str) -> dict[str, int]:
         return alone
     if not tensor and _takes_turns(row, engine):
         return alone | {"split": count}
+    if shapes.moe_layers and engine == "serving" and not pipeline and _shares_experts(words, tensor):
+        return alone | {"data": count}
     tensor = min(count, tensor or max(1, count // ((pipeline or 1) * (data or 1))))
     if data and tensor * data <= count:
         return alone | {"tensor": tensor, "pipeline": pipeline or 1, "data": data}
@@ -160,6 +166,12 @@ _PARALLEL = (
     (r"\bPP[ =]?(\d+)", r"-pp[ =](\d+)", r"--pp-size[ =](\d+)", r"pipeline-parallel-size[ =](\d+)"),
     (r"\bDP[ =]?(\d+)", r"-dp[ =](\d+)", r"--dp-size[ =](\d+)", r"data-parallel-size[ =](\d+)"),
 )
+
+
+def _shares_experts(words: str, tensor: int | None) -> bool:
+    """Each rank holds all of the attention and a part of the experts: expert parallelism with nothing besides, or where
+    attention is said to be data-parallel."""
+    return "attention data-parallelism" in words or (_has_expert_parallelism(words) and not tensor)
 
 
 def _takes_turns(row: Row, engine: Engine) -> bool:
@@ -190,10 +202,36 @@ def _threads(words: str) -> int | None:
     return _degree(words, r"(\d+) threads?\b")
 
 
-def _micro_batch(engine: Engine, words: str) -> int | None:
-    """Tokens of a pass: what is written, llama.cpp's default of 512, else as many as there are."""
-    found = _degree(words, r"u_?batch[ =](\d+)", r"-ub[ =](\d+)")
-    return found or (512 if engine in ("llama", "cpu", "cpu_tuned") else 8192)
+def _micro_batch(row: Row, engine: Engine, device: Device, words: str) -> int | None:
+    """Tokens of a pass: what is written, else the engine's default: llama.cpp 512, servers 8192 (TensorRT-LLM's
+    `max_num_tokens`, SGLang's chunks on large devices, vLLM offline) and vLLM's server on most devices 2048."""
+    found = _degree(words, r"u_?batch[ =](\d+)", r"-ub[ =](\d+)") or _option(words, *_PASS_OPTIONS)
+    if found or engine in ("llama", "cpu", "cpu_tuned"):
+        return found or 512
+    small = "vllm" in row.engine.lower() and _SERVED.search(row.notes) and not _is_large(device, row.date)
+    return 2048 if small else 8192
+
+
+_PASS_OPTIONS = ("max-num-batched-tokens", "max_num_batched_tokens", "chunked-prefill-size", "max_num_tokens")
+_BATCH_OPTIONS = ("max-num-seqs", "max_num_seqs", "max-running-requests", "max_batch_size")
+
+
+def _most_sequences(row: Row, engine: Engine, device: Device, words: str) -> int | None:
+    """Sequences that the engine starts at once: what is written, else the default of the engine that is named (256 or
+    1024 of vLLM, some 2048 of SGLang and TensorRT-LLM)."""
+    found = _option(words, *_BATCH_OPTIONS)
+    if found or engine != "serving":
+        return found
+    name = row.engine.lower()
+    if "vllm" in name:
+        return 1024 if _is_large(device, row.date) else 256
+    return 2048 if re.search("sglang|tensorrt|trt", name) else None
+
+
+def _is_large(device: Device, date: str) -> bool:
+    """vLLM's larger defaults: from 70 GiB of memory on, except on A100 (`EngineArgs.get_batch_defaults`, since 0.9)."""
+    large = (device.memory_bytes or 0) >= 70 * 2**30 and "A100" not in device.name
+    return large and (date or "2025-05") >= "2025-05"
 
 
 def _year(date: str) -> float | None:
@@ -206,12 +244,12 @@ def _year(date: str) -> float | None:
 
 def _has_flash(row: Row, engine: Engine, words: str) -> bool:
     """Fused attention: of all engines by now; of llama.cpp where it says so, or since it is the default (2025-09)."""
-    if "no flash" in words:
+    if "no flash" in words or re.search(r"\bfa (0|off)\b", words):
         return False
     return (
         engine not in ("llama", "cpu", "cpu_tuned")
         or "flash" in words
-        or "fa " in words
+        or re.search(r"\bfa (1|on)\b", words) is not None
         or row.date >= "2025-09"
     )
 
@@ -271,7 +309,13 @@ def job_of(row: Row) -> Job:
         requests=float(requests[1]) if requests else None,
         loaded=loaded,
         served=_SERVED.search(row.notes) is not None,
+        varied=_is_varied(row),
     )
+
+
+def _is_varied(row: Row) -> bool:
+    """Requests are of many lengths: conversations, or prompts whose mean is no whole number."""
+    return "sharegpt" in row.notes.lower() or (row.prompt_tokens or 0.0) % 1 > 0
 
 
 def _phase(row: Row, loaded: bool) -> Phase:

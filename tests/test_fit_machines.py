@@ -24,19 +24,6 @@ def test_a_line_is_found_despite_a_row_that_is_far_off():
     assert (2, 2) == covariance.shape
 
 
-def test_the_offset_of_a_group_is_not_taken_for_a_parameter():
-    """A group whose rows are all off by the same moves the common mean little; without groups it pulls on it."""
-    off = np.repeat([0.0, 0.0, 0.0, 0.8], [5, 5, 5, 40])
-    groups = np.repeat([0, 1, 2, 3], [5, 5, 5, 40])
-    common = (lambda p: p[0] - off, np.ones(55), np.zeros(1), np.ones(1))
-
-    alone, _ = robust.fit(robust.Problem(*common), np.zeros(1), 50)
-    grouped, covariance = robust.fit(robust.Problem(*common, groups=groups, spread=0.5), np.zeros(1), 50)
-
-    assert abs(grouped[0]) < 0.5 * abs(alone[0])
-    assert (1,) == grouped.shape and (1, 1) == covariance.shape
-
-
 def test_without_rows_the_prior_stands():
     """Weights of zero leave what was expected, as sure as it was."""
     problem = robust.Problem(lambda p: p - 3, np.zeros(2), np.ones(2), np.array([0.5, 2.0]))

@@ -38,6 +38,7 @@ _GETS = {
 
 @functools.cache
 def description() -> dict[str, Any]:
+    """The document that `/openapi.json` gives."""
     kinds = [kind for kind, _ in _POSTS.values()]
     schemas, components = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
     paths: dict[str, Any] = {path: {"get": _get(text)} for path, text in _GETS.items()}

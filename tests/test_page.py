@@ -124,6 +124,11 @@ def test_every_width_and_theme_is_readable(page: Page, width: int, theme: str):
     page.set_viewport_size({"width": width, "height": 800})
     page.emulate_media(color_scheme=theme)  # type: ignore[arg-type]
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    page.wait_for_timeout(400)
+    assert page.evaluate(
+        """[...document.querySelectorAll('figure > div:not(.scroll) > svg')].every((svg) =>
+          svg.getBoundingClientRect().width / svg.viewBox.baseVal.width > 0.9)"""
+    ), "words in pictures keep their size"
     for where in ("body", ".hint", "th", "#engine"):
         assert contrast(page, where) >= 4.5, where
     shown(page, f"page-{width}-{theme}")

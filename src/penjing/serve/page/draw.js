@@ -18,6 +18,11 @@ function picture(element, width, height, label) {
   return svg;
 }
 
+/** Pixels across, so that words keep their size on a phone. */
+function room(element) {
+  return Math.max(280, Math.round(element.clientWidth) || 600);
+}
+
 function text(x, y, words, anchor = 'start', kind = '') {
   return make('text', { x, y, 'text-anchor': anchor, class: kind }, words);
 }
@@ -53,14 +58,14 @@ export function seconds(value) {
 
 /** Values over time, newest right, with what was predicted as a dashed line in its band. */
 export function series(element, values, predicted, show, label) {
-  const width = 600, height = 110, left = 56, floor = height - 8;
+  const width = room(element), height = 110, left = 76, floor = height - 8;
   const seen = values.filter((v) => v !== null);
   const high = Math.max(1e-9, ...seen, predicted?.value ?? 0) * 1.15;
   const svg = picture(element, width, height, `${label}: now ${show(values.at(-1) ?? null)}`);
   const y = (v) => floor - (Math.min(v, high) / high) * (floor - 10);
   const x = (i) => left + (i / Math.max(1, values.length - 1)) * (width - left - 6);
   svg.append(make('line', { x1: left, y1: floor, x2: width, y2: floor, class: 'axis' }), text(left - 6, floor, '0', 'end'),
-    text(left - 6, 16, show(high / 1.15), 'end'));
+    text(left - 6, 16, high > 1e-8 ? show(high / 1.15) : '', 'end'));
   if (predicted && predicted.value !== null) {
     const top = y(predicted.high), bottom = y(predicted.low);
     svg.append(
@@ -120,7 +125,7 @@ function legend(element, entries) {
 /** Bytes by class, as one bar. */
 export function memory(element, key, parts) {
   const used = parts.filter(([, size]) => size > 0), total = used.reduce((sum, [, size]) => sum + size, 0);
-  const width = 600, svg = picture(element, width, 56, `memory, ${bytes(total)} in all`);
+  const width = room(element), svg = picture(element, width, 56, `memory, ${bytes(total)} in all`);
   let x = 0;
   used.forEach(([name, size], i) => {
     const wide = (size / total) * width;
@@ -144,7 +149,7 @@ class Log {
 
   at([x, y]) {
     return [
-      this.left + ((Math.log10(x) - this.x0) / (this.x1 - this.x0)) * (this.width - this.left - 12),
+      this.left + ((Math.log10(x) - this.x0) / (this.x1 - this.x0)) * (this.width - this.left - 24),
       this.height - this.bottom - ((Math.log10(y) - this.y0) / (this.y1 - this.y0)) * (this.height - this.bottom - 14),
     ].map((v) => Number(v.toFixed(1)));
   }
@@ -168,8 +173,8 @@ export function roofline(element, machine, points) {
   if (!all.length) return;
   const tier = machine.tiers.find(([name]) => name === 'DRAM') ?? machine.tiers.at(-1);
   const slope = tier?.[2] ?? null;
-  const axes = new Log(slope ? [...all, [1, slope]] : all, 600, 340, 60, 30);
-  const svg = picture(element, 600, 340, 'roofline of this machine, with the decode and the prefill of the plan');
+  const width = room(element), axes = new Log(slope ? [...all, [1, slope]] : all, width, 340, 60, 30);
+  const svg = picture(element, width, 340, 'roofline of this machine, with the decode and the prefill of the plan');
   axes.grid(svg);
   const path = (places) => places.map((p) => axes.at(p).join(' ')).join('L');
   const best = Math.max(...all.map((p) => p[1]));
@@ -189,7 +194,7 @@ export function roofline(element, machine, points) {
 export function frontier(element, ways, chosen) {
   const places = [...ways, chosen].filter((w) => w.memory_bytes && w.total_seconds);
   if (!places.length) return;
-  const width = 600, height = 260, left = 64, bottom = 34;
+  const width = room(element), height = 260, left = 64, bottom = 34;
   const xs = places.map((w) => w.memory_bytes), ys = places.map((w) => w.total_seconds);
   const pad = (values) => {
     const low = Math.min(...values), high = Math.max(...values), room = (high - low || high) * 0.15;

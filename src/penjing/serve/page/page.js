@@ -61,7 +61,7 @@ function showState() {
     figures.map(([name, key, show]) => [name, estimate(plan.estimate[key], show), estimate(plan.default?.[key], show)]));
   const s = plan.settings, w = plan.workload;
   $('settings').textContent = `For ${w.prompt_tokens} prompt + ${w.answer_tokens} answer tokens, ${server.slots} at a time, `
-    + `${server.context_tokens} tokens of context each; ${s.threads} threads, ${s.build} build, flash attention ${s.flash_attention}, `
+    + `${server.context_tokens} tokens of context each; ${s.threads} thread${s.threads > 1 ? 's' : ''}, ${s.build} build, flash attention ${s.flash_attention}, `
     + `${s.cache_type} cache, micro-batches of ${s.micro_batch}. ${server.queue} requests may wait.`;
   rows($('refused'), ['way', 'why not'], plan.refused.map((r) => [r.what, r.why]));
   $('notes').replaceChildren(...plan.notes.map((note) => Object.assign(document.createElement('li'), { textContent: note })));
@@ -226,6 +226,12 @@ $('clear').addEventListener('click', () => {
   talk = [];
   $('talk').replaceChildren();
   $('ask').focus();
+});
+
+let drawing = null;
+window.addEventListener('resize', () => {
+  clearTimeout(drawing);
+  drawing = setTimeout(() => state && showState(), 150);
 });
 
 async function renew(plans) {

@@ -10,21 +10,23 @@ import pytest
 
 from commands import refused
 from penjing import store
-from penjing.cli import options
+from penjing.cli import options, serving
 from penjing.errors import BadFile, UserError
 from penjing.plan import Plan
 
 COMMANDS = ("run", "plan", "bench", "serve")
-FILES = ("calibrate", "build", "eval")  # make or compare files, and have none of the limits of a plan
+FILES = ("calibrate", "build", "eval", "keys")  # make or compare files, and have none of the limits of a plan
 NUMERIC = {
     "run": ("--max-tokens", "--temperature"),
     "plan": ("--prompt", "--answer", "--users", "--price-per-hour", "--price-per-kwh"),
     "bench": ("--prompt", "--answer", "--users", "--rounds"),
-    "serve": ("--prompt", "--answer", "--users"),
+    "serve": ("--prompt", "--answer", "--users", "--queue", "--patience", "--drain", "--stall"),
+    "keys": ("--tokens-per-hour",),
     "calibrate": ("--tokens",),
     "build": ("--size", "--bpw", "--max-kld", "--min-decode", "--finalists"),
     "eval": ("--tokens",),
 }
+NEEDED = {"keys": ("list",)}
 LIMITS = ("--context", "--memory", "--max-kld", "--min-decode", "--per-token", "--first-token")
 OPTIONS = [(command, option) for command in COMMANDS for option in (*NUMERIC[command], *LIMITS)]
 OPTIONS += [(command, option) for command in FILES for option in NUMERIC[command]]
@@ -36,7 +38,7 @@ def test_limits_that_make_no_sense(command: str, option: str, refuses):
     for value in ("0", "-1", "-0.5", "nan", "inf", "x", "", "1e999", str(2**70)):
         if (option, value) in (("--temperature", "0"), ("--memory", str(2**70)), ("--size", str(2**70))):
             continue
-        problem, hint = refuses(command, f"{option}={value}")
+        problem, hint = refuses(command, *NEEDED.get(command, ()), f"{option}={value}")
 
         assert f"`{value}`" in problem and (option in problem or "size" in problem)
         assert hint
@@ -46,10 +48,10 @@ def test_every_numeric_option_is_tried():
     """The list above holds every option that takes a value and is no text."""
     texts = {"--system", "--on", "--plan", "--seed", "--port", "--draft", "--draft-model", "--prompts"}
     texts |= {"--picture", "--format", "--class", "--rules"}
-    texts |= {"--out", "--text", "--sensitivity", "--against", "--versus"}
+    texts |= {"--out", "--text", "--sensitivity", "--against", "--versus", "--host", "--keys", "--spec"}
     for command in (*COMMANDS, *FILES):
         parser = argparse.ArgumentParser()
-        getattr(options, command)(parser)
+        getattr(serving if command in ("serve", "keys") else options, command)(parser)
         found = {a.option_strings[0] for a in parser._actions if a.option_strings and a.nargs is None}
         assert found - texts == {*NUMERIC[command], *(LIMITS if command in COMMANDS else ())}
 
@@ -88,7 +90,7 @@ def test_ports_that_cannot_be(value: str, refuses):
         (("run", "--memori=1GiB"), "`--memori=1GiB` is not understood here", "did you mean `--memory`?"),
         (("run", "--maxtokens", "5"), "`--maxtokens` is not understood here", "did you mean `--max-tokens`?"),
         (("bench", "--allow_disk"), "`--allow_disk` is not understood here", "did you mean `--allow-disk`?"),
-        (("serve", "--quux"), "`--quux` is not understood here", "penjing serve --help"),
+        (("serve", "--zzz"), "`--zzz` is not understood here", "penjing serve --help"),
         (("probe", "extra"), "`extra` is not understood here", "penjing probe --help"),
         (("plan", "--context"), "argument --context: expected one argument", "penjing plan --help"),
         (("run", "a", "b", "c"), "3 words given, a model and a prompt expected", 'quote the prompt: "..."'),

@@ -48,7 +48,17 @@ def test_every_numeric_option_is_tried():
     """The list above holds every option that takes a value and is no text."""
     texts = {"--system", "--on", "--plan", "--seed", "--port", "--draft", "--draft-model", "--prompts"}
     texts |= {"--picture", "--format", "--class", "--rules"}
-    texts |= {"--out", "--text", "--sensitivity", "--against", "--versus", "--host", "--keys", "--spec"}
+    texts |= {
+        "--out",
+        "--text",
+        "--sensitivity",
+        "--against",
+        "--versus",
+        "--host",
+        "--keys",
+        "--spec",
+        "--runs",
+    }
     for command in (*COMMANDS, *FILES):
         parser = argparse.ArgumentParser()
         getattr(serving if command in ("serve", "keys") else options, command)(parser)

@@ -11,7 +11,6 @@ from penjing.errors import UsageError
 def command(args: argparse.Namespace) -> int:
     from penjing import catalogue
     from penjing.elsewhere import answers
-    from penjing.elsewhere.hardware import hardware
     from penjing.elsewhere.ways import Wish
 
     if len(args.machines) < 2:
@@ -19,8 +18,8 @@ def command(args: argparse.Namespace) -> int:
             f"{len(args.machines)} machine given, two or more expected",
             hint=f'penjing compare "{args.machines[0]}" "8x H20" --model {args.model}',
         )
-    model, wanted = catalogue.model(args.model), setting.workload(args)
-    every = [hardware(name) for name in args.machines]
+    model, wanted, read = catalogue.model(args.model), setting.workload(args), far.reader(args)
+    every = [read(name) for name in args.machines]
     asked = answers.Asked.of(model, wanted, far.prices(args), Wish(format=args.format or ""))
     rows = answers.ranked(asked, every)
     if args.json:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,12 +28,22 @@ def prices(args: argparse.Namespace) -> Prices:
     return Prices(args.price_per_hour, args.price_per_kwh)
 
 
-def every_device(chosen_class: str | None, rules: str) -> list[Hardware]:
+def reader(args: argparse.Namespace) -> Callable[[str], Hardware]:
+    """Hardware by its description, with what the runs that `--runs` names say about it."""
+    from penjing.elsewhere import runs
+    from penjing.elsewhere.hardware import hardware
+
+    if args.runs is None:
+        return hardware
+    known = runs.corrections(Path(args.runs).expanduser())
+    return lambda text: runs.with_runs(hardware(text), known)
+
+
+def every_device(chosen_class: str | None, rules: str, read: Callable[[str], Hardware]) -> list[Hardware]:
     """Every device of the catalogue whose memory rate is known, of one class of an export rule if that is given."""
     from penjing import catalogue
     from penjing.catalogue.controls import class_of
     from penjing.cli.machines import is_in
-    from penjing.elsewhere.hardware import hardware
 
     rule = catalogue.rules(rules) if chosen_class else None
     found = []
@@ -41,31 +51,29 @@ def every_device(chosen_class: str | None, rules: str) -> list[Hardware]:
         if rule and chosen_class and not is_in(class_of(machine, rule).name, chosen_class):
             continue
         try:
-            found.append(hardware(machine.name))
+            found.append(read(machine.name))
         except UsageError:  # nobody knows how fast its memory is
             continue
     return found
 
 
-def inventory(path: str) -> list[tuple[Hardware, int]]:
+def inventory(path: str, read: Callable[[str], Hardware]) -> list[tuple[Hardware, int]]:
     """What a user has: names and counts in a TOML file.
 
     Raises:
         BadFile: it cannot be read, or a count is none.
     """
-    from penjing.elsewhere.hardware import hardware
-
     try:
-        read = tomllib.loads(Path(path).expanduser().read_text("utf-8"))
+        found = tomllib.loads(Path(path).expanduser().read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise BadFile(f"cannot read `{path}`: {error}", hint='write lines like `"RTX 4090" = 8`') from error
-    have = read.get("have", read)
+    have = found.get("have", found)
     if not isinstance(have, dict) or not have:
         raise BadFile(f"`{path}` names no devices", hint='write lines like `"RTX 4090" = 8`')
     for name, count in have.items():
         if not isinstance(count, int) or isinstance(count, bool) or not 0 < count <= 100_000:
             raise BadFile(f"`{path}` has {count} of `{name}`", hint=f'a whole number from 1: `"{name}" = 8`')
-    return [(hardware(name), count) for name, count in have.items()]
+    return [(read(name), count) for name, count in have.items()]
 
 
 def put_plan(p: FarPlan) -> None:

@@ -59,6 +59,10 @@ def far(parser: argparse.ArgumentParser) -> None:
         help="of the weights, like FP8 or Q4_K_M; left out: the best of 4 bits or more",
     )
     group.add_argument(
+        "--runs", metavar="TABLE",
+        help="what you have measured there, in the columns of `penjing validate`: predictions for it are corrected",
+    )  # fmt: skip
+    group.add_argument(
         "--price-per-hour",
         type=number("--price-per-hour", "2"),
         metavar="X",

@@ -12,16 +12,15 @@ _MOST = 64
 def command(args: argparse.Namespace) -> int:
     from penjing import catalogue
     from penjing.elsewhere import answers
-    from penjing.elsewhere.hardware import hardware
     from penjing.elsewhere.ways import Wish
 
-    model = catalogue.model(args.model)
+    model, read = catalogue.model(args.model), far.reader(args)
     if args.have:
-        kinds = far.inventory(args.have)
+        kinds = far.inventory(args.have, read)
     elif args.of:
-        kinds = [(hardware(name.strip()), _MOST) for name in args.of.split(",")]
+        kinds = [(read(name.strip()), _MOST) for name in args.of.split(",")]
     else:
-        kinds = [(one, _MOST) for one in far.every_device(args.device_class, args.rules)]
+        kinds = [(one, _MOST) for one in far.every_device(args.device_class, args.rules, read)]
     wanted = setting.workload(args)
     asked = answers.Asked.of(model, wanted, far.prices(args), Wish(format=args.format or ""))
     rows = answers.needed(asked, kinds)

@@ -43,13 +43,14 @@ def _show(args: argparse.Namespace, plan: Plan) -> int:
 def _elsewhere(args: argparse.Namespace, model: Model, *, fixed: bool) -> int:
     """The plan for a machine that is described, not present, or all of them ranked."""
     from penjing.elsewhere import answers
-    from penjing.elsewhere.hardware import hardware, hardware_of
+    from penjing.elsewhere.hardware import hardware_of
     from penjing.elsewhere.ways import Wish
 
-    wanted, prices = setting.workload(args), far.prices(args)
+    wanted, prices, read = setting.workload(args), far.prices(args), far.reader(args)
     wish = Wish(fixed, args.format or "", wanted.allow_disk)
     if args.on == "all":
-        every = [one.of(n) for one in far.every_device(args.device_class, args.rules) for n in far.COUNTS]
+        devices = far.every_device(args.device_class, args.rules, read)
+        every = [one.of(n) for one in devices for n in far.COUNTS]
         rows = answers.ranked(answers.Asked.of(model, wanted, prices, replace(wish, all_devices=True)), every)
         if args.json:
             show.document({"model": model.name, "workload": wanted, "ranked": rows})
@@ -57,7 +58,7 @@ def _elsewhere(args: argparse.Namespace, model: Model, *, fixed: bool) -> int:
             far.put_ranked(model.name, rows, most=_SHOWN)
         return 0
     picture = setting.output(args.picture, (), "--picture") if args.picture is not None else None
-    where = hardware(args.on) if args.on else hardware_of(setting.this_machine(None))
+    where = read(args.on) if args.on else hardware_of(setting.this_machine(None))
     asked = answers.Asked.of(model, wanted, prices, wish)
     plan = answers.plan(asked, where)
     if picture is not None:

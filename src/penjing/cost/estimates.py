@@ -89,6 +89,17 @@ def anchored(errors: Sequence[float]) -> float:
     return float(np.exp(-sum(errors) / (len(errors) + _ANCHOR_PRIOR)))
 
 
+def corrected(c: Cases, phase: Phase, found: Rates, runs: Mapping[str, Mapping[Phase, float]]) -> Rates:
+    """The rates after runs on the same device: factors by class of engine; what has none stays as it is."""
+    factors = np.array([runs.get(engine, {}).get(phase, np.nan) for engine in ENGINES])[c.engine_class]
+    known = np.isfinite(factors)
+    value = np.where(known, found.value * factors, found.value)
+    low, high = _bounds(c, phase, "anchor")
+    return Rates(
+        value, np.where(known, value * low, found.low), np.where(known, value * high, found.high), found.binds
+    )
+
+
 def _bounds(c: Cases, phase: Phase, level: Level) -> tuple[Array, Array]:
     table: Mapping[str, Any] = constants.document()["intervals"][level][phase]
     ends = np.array([table.get(engine, table["all"]) for engine in ENGINES])[c.engine_class]

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from penjing.cost import anywhere, constants, estimates
 from penjing.cost.cases import Array, Cases, cases
 from penjing.cost.shapes import Shapes
-from penjing.cost.ways import Job, Way
+from penjing.cost.ways import Job, Phase, Way
 from penjing.elsewhere.hardware import Hardware
 from penjing.elsewhere.plan import FarChosen, FarEstimates, Placement, Prices
 from penjing.figures import Estimate
@@ -69,14 +69,23 @@ def appraised(plans: Sequence[Plan], shapes: Shapes, workload: Workload) -> Appr
     many = users > 1
     flow = Job("in_flight", users, prompt_tokens=prompt, output_tokens=answer, loaded=many, served=many)
     flows = _cases(plans, shapes, flow)
-    k, level = constants.shipped(), plans[0][0].level
-    prefill = estimates.rates(_as(flows, sequences=1, output=0), "prefill", level)
-    decode = estimates.rates(_as(flows, sequences=users, depth=prompt, output=answer), "decode", level)
-    served = estimates.rates(flows, "in_flight", level)
-    first = anywhere.loaded_first_seconds(flows, k) if many else prompt / prefill.value
-    each = anywhere.loaded_token_seconds(flows, k) if many else 1 / decode.value
+    k, hardware = constants.shipped(), plans[0][0]
+    prefill, faster = _rates(_as(flows, sequences=1, output=0), "prefill", hardware)
+    decode, quicker = _rates(_as(flows, sequences=users, depth=prompt, output=answer), "decode", hardware)
+    served, _ = _rates(flows, "in_flight", hardware)
+    first = anywhere.loaded_first_seconds(flows, k) / faster if many else prompt / prefill.value
+    each = anywhere.loaded_token_seconds(flows, k) / quicker if many else 1 / decode.value
     needed, room, sequences = _memory_of(flows, plans, workload)
     return Appraised(plans, workload, flows, prefill, decode, served, first, each, needed, room, sequences)
+
+
+def _rates(c: Cases, phase: Phase, hardware: Hardware) -> tuple[estimates.Rates, Array]:
+    """Rates of the plans, and the factors in them that runs on the device gave."""
+    plain = estimates.rates(c, phase, hardware.level)
+    if not hardware.runs:
+        return plain, np.ones(len(c))
+    found = estimates.corrected(c, phase, plain, hardware.runs)
+    return found, found.value / plain.value
 
 
 def _cases(plans: Sequence[Plan], shapes: Shapes, job: Job) -> Cases:

@@ -8,7 +8,7 @@ my-machine.toml
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from penjing import catalogue
 from penjing.cost.device import Device, device_of
 from penjing.cost.estimates import Level, probed
+from penjing.cost.ways import Phase
 from penjing.errors import UsageError
 from penjing.figures import Figure
 from penjing.machine import Machine
@@ -36,6 +37,7 @@ class Hardware(Struct, frozen=True):
     Units:
         count: devices. host_bytes: memory behind them that weights may use; 0 where nobody says.
         level: whether its memory was measured or is known by a datasheet.
+        runs: factors on predictions by class of engine and phase, from runs on the device (`elsewhere.runs`).
     """
 
     name: str
@@ -45,6 +47,7 @@ class Hardware(Struct, frozen=True):
     host_bytes: float = 0.0
     changed: bool = False
     level: Level = "datasheet"
+    runs: Mapping[str, Mapping[Phase, float]] = {}
 
     @property
     def watts(self) -> float | None:

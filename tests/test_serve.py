@@ -45,8 +45,9 @@ def got(url: str, path: str) -> Any:
 
 @contextlib.contextmanager
 def streaming(url: str, max_tokens: int) -> Iterator[Any]:
-    """A stream of which the first piece has come."""
-    body = json.dumps({"messages": HELLO, "stream": True, "max_tokens": max_tokens}).encode()
+    """A stream of which the first piece has come; the model may not end it by itself (`<|im_end|>`)."""
+    asked = {"messages": HELLO, "stream": True, "max_tokens": max_tokens, "logit_bias": {"2": -100}}
+    body = json.dumps(asked).encode()
     ask = urllib.request.Request(f"{url}/chat/completions", body, {"Content-Type": "application/json"})
     with urllib.request.urlopen(ask, timeout=60) as reply:
         assert reply.readline().startswith(b"data: ")
@@ -252,16 +253,16 @@ def test_the_log_holds_no_prompts(measured: Path, tiny: Path, known: Path):
 
 
 @pytest.mark.usefixtures("known")
-def test_a_killed_engine_comes_back(tiny: Path):
+def test_a_killed_engine_comes_back():
     """An answer under way ends with an error in words, who waits is served, and the port never closes."""
-    with started("serve", str(tiny), "--port", "0", "--json") as command:
-        url = document(command)["url"]
-        answers: list[Any] = []
+    with started("serve", "--port", "0", "--json") as command:
+        served = document(command)
+        url, answers = served["url"], []
 
         def ask() -> None:
             with openai.OpenAI(base_url=url, api_key="none", timeout=60, max_retries=0) as asking:
                 answers.append(
-                    asking.chat.completions.create(model="random-tiny-Q4_0", messages=HELLO, max_tokens=3)
+                    asking.chat.completions.create(model=served["model"], messages=HELLO, max_tokens=3)
                 )
 
         with streaming(url, 3000) as reply:
@@ -292,9 +293,9 @@ def test_a_hanging_engine_is_started_again(tiny: Path):
 
 
 @pytest.mark.usefixtures("known")
-def test_who_goes_away_is_not_answered(tiny: Path):
+def test_who_goes_away_is_not_answered():
     """A client that leaves frees its place at once."""
-    with started("serve", str(tiny), "--port", "0", "--context", "4096", "--json") as command:
+    with started("serve", "--port", "0", "--context", "4096", "--json") as command:
         url = document(command)["url"]
         with streaming(url, 100_000):
             assert got(url, "/live.json")["in_flight"] == 1
@@ -388,9 +389,9 @@ def test_a_signal_lets_answers_end(tiny: Path, number: signal.Signals):
 
 
 @pytest.mark.usefixtures("known")
-def test_a_second_signal_ends_it_at_once(tiny: Path):
+def test_a_second_signal_ends_it_at_once():
     """Who is in a hurry asks twice."""
-    with started("serve", str(tiny), "--port", "0", "--context", "4096", "--json") as command:
+    with started("serve", "--port", "0", "--context", "4096", "--json") as command:
         url = document(command)["url"]
         with streaming(url, 100_000):
             command.process.send_signal(signal.SIGINT)

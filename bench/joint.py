@@ -1,6 +1,6 @@
 """Types and settings chosen together, against the engine as installed with the stock Q4_K_M of the same source.
 
-    python bench/joint.py [--only SmolLM2] [--sensitivity FILE]      about 20 minutes on two cores
+    python bench/joint.py [--only SmolLM2] [--sensitivity FILE]      about 45 minutes on two cores
 
 SmolLM2: an F16 source off every grid (natural_f16.py), calibrated here or by the file given. The stock mix is built
 as `llama-quantize` does without an importance matrix, and its KL divergence is measured: penjing's files may not

@@ -68,7 +68,8 @@ AIMS = {
     ("qwen3-1.7b", "all builds"): {"decode": 1.0, "prefill": 3.0},
 }
 STOCK, TOKENS, ROUNDS, TIMED_STEPS = "Q4_K_M", 4096, 4, 64
-ATTEMPTS, SAFETY, NEAR = 3, 0.985, 0.96
+ATTEMPTS, SAFETY, NEAR = 2, 0.985, 0.94
+USUAL = 0.9  # of a predicted divergence, that files are measured to have here (docs/log.md)
 BANDWIDTH_AIMS = {"q8_0": 0.85, "q4_0": 0.75}
 
 
@@ -128,14 +129,14 @@ def _smollm2(folder: Path, given: str | None) -> dict[str, Any]:
         flush=True,
     )
     shrinker = Shrinker(header, model, sensitivity, engine, native)
-    machine, contestants, steps, kinder = this_machine(source), [], {}, SAFETY
+    machine, contestants, steps, kinder = this_machine(source), [], {}, USUAL
     for builds, name in CASES:
         question = _question(source, machine, replace(WORKLOADS[name], max_kld=limit), builds)
         opened = codesign.Source.of(header, model, sensitivity, native, question.budget_bytes)
         if (builds, name) == ("all builds", ABLATED):
             steps[name] = _ablated(opened, question, engine, native, name)
         file = folder / f"{name} {builds}.gguf"
-        plan, built, kld = _within(source, opened, question, shrinker, file, limit, kinder)
+        plan, built, kld = _within(opened, question, shrinker, file, limit, kinder)
         kinder = kld / (plan.chosen.estimate.kld.value or limit)
         contestants.append(Contestant("penjing", name, builds, str(built), plan.chosen.settings, kld))
         contestants.append(Contestant("stock", name, builds, str(stock_file), question.default, limit))
@@ -170,7 +171,6 @@ def _question(source: Path, machine: Machine, workload: Workload, builds: str) -
 
 
 def _within(
-    source: Path,
     opened: codesign.Source,
     question: Question,
     shrinker: Shrinker,
@@ -180,7 +180,7 @@ def _within(
 ) -> tuple[Plan, Path, float]:
     """The plan and file that come nearest under the limit: what a file is measured to lose corrects what is asked.
 
-    `kinder`: what the last file was measured to lose over what was predicted for it; `SAFETY` asks for the limit.
+    `kinder`: what the last file was measured to lose over what was predicted for it.
 
     Raises:
         RuntimeError: none of the files kept the limit.
@@ -191,8 +191,7 @@ def _within(
         plan = codesign.plan(opened, asked, LlamaCpp(), shrinker.native, say=say)
         pages = texts.shipped("choose"), texts.shipped("report")
         built = file.with_suffix(f".{number}.gguf")
-        shrinker.shrink(Goal(types=plan.chosen.types), built, finalists=1, texts=pages)
-        seen = _divergence(source, built).kld
+        seen = shrinker.shrink(Goal(types=plan.chosen.types), built, finalists=1, texts=pages).measured.kld
         print(f"{file.stem}: predicted {plan.chosen.estimate.kld.value:.4f}, measured {seen:.4f}", flush=True)
         found.append((seen, plan, built))
         if NEAR * limit <= seen <= limit:

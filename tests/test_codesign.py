@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+from msgspec.structs import replace
 
 import small_models
 from commands import Done, penjing, refusal
-from penjing import sensitivities
-from penjing.gguf import read_model
+from penjing import codesign, planner, sensitivities
+from penjing.cli.setting import this_machine
+from penjing.engines.llamacpp import LlamaCpp
+from penjing.gguf import read_header, read_model
+from penjing.search.joint import Task
+from penjing.workload import Workload
 
 SHORT = ("--prompt", "64", "--answer", "16")
 BUSY_SECONDS = 400
@@ -60,6 +66,29 @@ def test_types_and_settings_are_planned_together(place, planned):
     assert "the engine's default" in planned["default"]["why"]
     assert planned["frontier"] and all(r["why"] for r in planned["refused"])
     assert any("the prompt takes" in note for note in planned["notes"])
+
+
+def test_what_a_quantized_cache_costs(place, planned, monkeypatch):
+    """It is measured on the source where memory is short, and known from then on; elsewhere it is not asked."""
+    monkeypatch.setenv("PENJING_CACHE", str(place / "cache"))
+    source = place / "source.gguf"
+    model, engine = read_model(source), LlamaCpp()
+    opened = codesign.Source(read_header(source), model, ())
+    workload = Workload(64, 16, max_kld=0.5, context_tokens=2048)
+    question = planner.question_for(model, this_machine(source), workload, engine)
+    task = Task(replace(question, budget_bytes=3 * 10**7), (), None)
+    cost = codesign._cache_kld(opened, task, engine, fresh=True)
+
+    assert 0 < cost < 0.05
+    assert codesign._cache_kld(opened, task, Known(engine.version), fresh=False) == cost
+    assert codesign._cache_kld(opened, replace(task, question=replace(
+        task.question, workload=replace(workload, max_kld=None))), engine, fresh=False) is None  # fmt: skip
+
+
+class Known(NamedTuple):
+    """An engine that cannot be asked."""
+
+    version: str
 
 
 def test_a_second_plan_measures_nothing_anew(place, planned):

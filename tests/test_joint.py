@@ -60,6 +60,11 @@ def layouts(question):
     ]
 
 
+def with_caches(question):
+    """All of these with either type of the cache."""
+    return [replace(s, cache_type=kind) for s in layouts(question) for kind in ("f16", "q8_0")]
+
+
 def total(found):
     return found.chosen.estimate.total_seconds.value
 
@@ -112,9 +117,10 @@ def _repacked(found):
     return sum(kind in world.TRAITS.repacked_types for kind in found.allocation.types.values())
 
 
-def test_what_was_composed_is_what_is_promised():
-    """The estimate of the winner is the sum of its products and the rest that no type changes."""
-    asked = task(replace(LONG_PROMPT, max_kld=0.05))
+@pytest.mark.parametrize("users", [1, 4])
+def test_what_was_composed_is_what_is_promised(users):
+    """The estimate of the winner is the sum of its products and the rest that no type changes, others' prompts too."""
+    asked = task(replace(LONG_PROMPT, max_kld=0.05, users=users))
     (best, *_), _ = joint.search(asked, layouts(asked.question)[:1])
     menus = joint.priced(asked, best.layout)
     rest = joint._rest(asked, menus, best.chosen.settings)
@@ -144,6 +150,39 @@ def test_limits_are_kept_or_refused():
     tight = task(replace(LONG_PROMPT, max_kld=0.3), budget=best.chosen.memory.total_bytes - 100_000)
     for kept in joint.search(tight, layouts(tight.question))[0]:
         assert kept.chosen.memory.total_bytes <= tight.question.budget_bytes
+
+
+@given(st.floats(0.0, 0.4))
+@settings(max_examples=15, deadline=None)
+def test_a_smaller_cache_is_paid_from_the_same_limit(cost):
+    """Types and cache keep the limit together, and a choice more is never worse."""
+    asked = task(replace(LONG_ANSWER, max_kld=0.3))
+    priced = replace(asked, cache_kld=cost)
+    found, _ = joint.search(priced, with_caches(asked.question))
+    for one in found:
+        quantized = one.chosen.settings.cache_type == "q8_0"
+        kld = one.chosen.estimate.kld.value
+        assert kld == pytest.approx(one.allocation.kld + (cost if quantized else 0.0)) and kld <= 0.3 + 1e-9
+    (usual, *_), _ = joint.search(asked, layouts(asked.question))
+    assert total(found[0]) <= total(usual) * (1 + 2e-3)
+
+
+def test_a_smaller_cache_where_memory_is_short():
+    """With a long context the cache is most of the memory: in q8_0 there is room for weights that keep the limit."""
+    wanted = replace(LONG_ANSWER, max_kld=0.1, context_tokens=8192)
+    free = task(wanted)
+    assert not joint.cache_may_pay(free)  # in this world it is as fast, and memory is ample
+    (usual, *_), _ = joint.search(free, layouts(free.question))
+    tight = task(wanted, budget=usual.chosen.memory.total_bytes - usual.chosen.memory.cache_bytes // 4)
+    assert joint.cache_may_pay(tight) and not joint.search(tight, layouts(tight.question))[0]
+    (best, *_), _ = joint.search(replace(tight, cache_kld=0.01), with_caches(tight.question))
+    assert best.chosen.settings.cache_type == "q8_0"
+    assert best.chosen.memory.total_bytes <= tight.question.budget_bytes
+    assert any(
+        "0.0100 of the KL divergence" in note for note in explain.notes(replace(tight, cache_kld=0.01), best)
+    )
+    dear = replace(tight, cache_kld=0.2)
+    assert not joint.search(dear, with_caches(tight.question))[0]
 
 
 def test_users_take_each_step_together():

@@ -54,7 +54,8 @@ def _steps(task: Task) -> list[Entry]:
     limit = task.question.workload.max_kld
     assert limit is not None
     ready = menu.priced(task.items, menu.ready_made(task.model))
-    usual, every = ready[STOCK], settings_for(task)
+    usual = ready[STOCK]
+    every = [s for s in settings_for(task) if s.cache_type == "f16"]  # types alone may use up the limit
     entries = [
         Entry(f"{STEPS[0]}, {STOCK}", usual, default_chosen(task, usual)),
         _with_best_flags(task, f"{STEPS[1]}, {STOCK}", usual, every),

@@ -6,11 +6,12 @@ A candidate is timed before it is built: a file with its types and random weight
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from penjing import pass_rates, planner
+from penjing import pass_rates, planner, store, tune
 from penjing.cost.passes import Passes
 from penjing.costs import menu_of
 from penjing.engines.base import Engine
@@ -35,6 +36,8 @@ Say = Callable[[str], None]
 _FINALISTS = 3
 _LEAST_GAIN = 0.01  # of the total time, to leave what everybody has
 _AMPLE_BITS = 5.5  # per weight, of the memory that there is
+_MOST_ROOM = 0.7  # of the memory, that the source may take where it is run
+_CACHE_TOKENS = 256
 _UNSTEADY = 0.2  # relative deviation of a machine's pace
 _LEFT_OUT = frozenset(
     {"mxfp4", "nvfp4"}
@@ -90,7 +93,30 @@ def task_for(
     rates = rates_for(source, question, engine, native, fresh=fresh)
     with Reference(source.header, source.model, rates.layers, rates.threads, engine, native) as reference:
         passes = Passes(source.model, reference.at_present(rates), question.traits)
-    return Task(question, source.items, passes, question.workload.users)
+    task = Task(question, source.items, passes, question.workload.users)
+    return replace(task, cache_kld=_cache_kld(source, task, engine, fresh=fresh))
+
+
+def _cache_kld(source: Source, task: Task, engine: Engine, *, fresh: bool) -> float | None:
+    """What a q8_0 cache costs in divergence, measured on the source; None where it cannot pay, or not be measured."""
+    question = task.question
+    room = question.budget_bytes or 2 * source.model.n_bytes
+    if (
+        not question.workload.max_kld
+        or source.model.n_bytes > _MOST_ROOM * room
+        or not joint.cache_may_pay(task)
+    ):
+        return None
+    name = f"costs/cache-{model_hash(source.header)}-{engine.version}.json"
+    known = None if fresh else store.recall(name, float)
+    if known is None:
+        with engine.open(
+            Path(source.header.files[0]), replace(question.default, context_tokens=_CACHE_TOKENS),
+            start_seconds=planner.start_seconds(source.model),
+        ) as session:  # fmt: skip
+            known = tune.cache_kld(session, planner.sample_text(), _CACHE_TOKENS)
+        store.remember(name, known)
+    return known
 
 
 def plan(
@@ -120,9 +146,19 @@ def plan(
         chosen=replace(best.chosen, why=why, types=best.allocation.types),
         default=replace(usual.chosen, why=usual.name),
         frontier=tuple(explain.frontier(task, winner)),
-        refused=(*lost, *refused, *explain.ready_made(task, winner)),
+        refused=(*lost, *refused, *_unproposed(task), *explain.ready_made(task, winner)),
         notes=(*explain.notes(task, winner), *planner.notes(question, best.chosen), *_unsteady(task)),
     )
+
+
+def _unproposed(task: Task) -> Iterator[Refusal]:
+    if task.cache_kld is None:
+        why = "it neither leaves room that is short nor is faster here"
+        if joint.cache_may_pay(task):
+            why = (
+                "what it costs in quality was not measured: that takes a limit on it, and room for the source"
+            )
+        yield Refusal("cache type q8_0", why)
 
 
 def _unsteady(task: Task) -> Iterator[str]:
@@ -156,14 +192,15 @@ def _best(task: Task, entries: Sequence[Entry], usual: Entry) -> Entry:
 
 
 def settings_for(task: Task) -> list[Settings]:
-    """Every combination of the knobs that may be worth it."""
+    """Every combination of the knobs that may be worth it; another cache type where its price is known."""
     question = task.question
+    limit = question.workload.max_kld if task.cache_kld is not None else None
     tried, _ = candidates.singles(
         question.default,
         task.model,
         question.machine.cores,
         question.traits,
-        replace(question.workload, max_kld=None),
+        replace(question.workload, max_kld=limit),
     )
     tried += [candidates.relaid(s, repack) for s in tried[:1] for repack in (False, True)]
     return list(dict.fromkeys(candidates.combinations(question.default, tried, repacks=True)))
@@ -194,13 +231,13 @@ def default_chosen(task: Task, allocation: Allocation) -> Chosen:
     default = task.question.default
     question = joint.typed(task, allocation.types, [default])
     chosen = choose.appraise(question, default)
-    return replace(chosen, estimate=replace(chosen.estimate, kld=joint.kld_estimate(allocation.kld)))
+    return replace(chosen, estimate=replace(chosen.estimate, kld=task.kld(allocation, default)))
 
 
 def _within(task: Task, entry: Entry) -> bool:
-    limit = task.question.workload.max_kld
+    limit, kld = task.question.workload.max_kld, entry.chosen.estimate.kld.value
     question = replace(task.question, workload=replace(task.question.workload, max_kld=None))
-    return (limit is None or entry.allocation.kld <= limit) and not choose.why_not(question, entry.chosen)
+    return (limit is None or kld is None or kld <= limit) and not choose.why_not(question, entry.chosen)
 
 
 def _refuse(task: Task, refused: Sequence[Refusal]) -> UsageError:

@@ -186,7 +186,8 @@ def measure(
             )
         if question.workload.max_kld and rates.cache_kld is None and not from_disk:
             say("measuring what a quantized cache costs in quality")
-            rates = replace(rates, cache_kld=tune.cache_kld(sessions, question.default, sample_text()))
+            session = sessions.under(question.default)
+            rates = replace(rates, cache_kld=tune.cache_kld(session, sample_text()))
     if rates != known:
         store.remember(name, rates)
     return rates

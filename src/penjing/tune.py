@@ -308,14 +308,14 @@ def promising(
     return best
 
 
-def cache_kld(sessions: Sessions, default: Settings, text: str, tokens: int = 256) -> float:
+def cache_kld(session: Session, text: str, tokens: int = 256) -> float:
     """Mean KL divergence in nats per token of a q8_0 cache to the f16 cache, on `text`."""
-    settings = replace(default, context_tokens=tokens)
-    session = sessions.under(settings)
+    settings = replace(session.settings, context_tokens=tokens, cache_type="f16")
+    session.configure(settings)
     ids = session.tokenize(text)[:tokens]
     reference = [rows.copy() for rows in session.logits(ids)]
-    quantized = sessions.under(replace(settings, cache_type="q8_0"))
-    sums = [_kld(a, b) for a, b in zip(reference, quantized.logits(ids), strict=True)]
+    session.configure(replace(settings, cache_type="q8_0"))
+    sums = [_kld(a, b) for a, b in zip(reference, session.logits(ids), strict=True)]
     return float(sum(sums) / len(ids))
 
 

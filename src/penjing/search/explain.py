@@ -67,6 +67,8 @@ def notes(task: Task, found: Found) -> Iterator[str]:
             types = show_types(task.model, other.types)
             yield f"types for the {what} alone would be {types}: {show_seconds(lost)} slower in all"
     yield from _prices(found, items)
+    if cached := task.kld_of_cache(found.chosen.settings):
+        yield f"the cache in {found.chosen.settings.cache_type} is {show_number(cached)} of the KL divergence"
 
 
 def _prices(found: Found, items: Sequence[Item]) -> Iterator[str]:
@@ -97,7 +99,8 @@ def frontier(task: Task, found: Found) -> Iterator[Chosen]:
             chosen = joint.appraised(task, allocation, [found.chosen.settings])
         except DoesNotFit:
             continue
-        yield replace(chosen, why=f"KL divergence up to {show_number(scale * kld)}")
+        limit = scale * kld + task.kld_of_cache(found.chosen.settings)
+        yield replace(chosen, why=f"KL divergence up to {show_number(limit)}")
 
 
 def ready_made(task: Task, found: Found) -> Iterator[Refusal]:

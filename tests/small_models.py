@@ -15,8 +15,13 @@ WIDTH, HIDDEN, HEADS, KV_HEADS = 256, 512, 4, 2
 _KINDS = {"F16": gguf.GGMLQuantizationType.F16, "Q4_0": gguf.GGMLQuantizationType.Q4_0}
 
 
-def write(path: Path, kind: str = "F16", *, layers: int = 2, hidden: int = HIDDEN, seed: int = 0) -> Path:
-    """A model of the plainest family. Equal seeds give the same weights in every `kind`, as near as it can be."""
+def write(
+    path: Path, kind: str = "F16", *, layers: int = 2, hidden: int = HIDDEN, seed: int = 0, pooling: int = 0
+) -> Path:
+    """A model of the plainest family. Equal seeds give the same weights in every `kind`, as near as it can be.
+
+    `pooling`: how a text becomes one vector, 1 for the mean of its tokens; 0 for a model that is not asked to.
+    """
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name(f"small-{layers}-{seed}")
     writer.add_block_count(layers)
@@ -27,6 +32,8 @@ def write(path: Path, kind: str = "F16", *, layers: int = 2, hidden: int = HIDDE
     writer.add_head_count_kv(KV_HEADS)
     writer.add_rope_dimension_count(WIDTH // HEADS)
     writer.add_layer_norm_rms_eps(1e-5)
+    if pooling:
+        writer.add_pooling_type(gguf.PoolingType(pooling))
     tokens = _add_tokenizer(writer)
     draw = np.random.default_rng(seed)
     for name, shape in _shapes(layers, hidden, tokens).items():

@@ -66,6 +66,37 @@ def test_one_who_comes_back_has_no_credit():
     assert order[:2].count("late") <= 1 and order[:4].count("late") <= 3
 
 
+def test_who_was_alone_owes_nothing_afterwards():
+    """What a key was given while nobody else asked is forgotten when nothing is under way any more."""
+    line: Line[str] = Line()
+    for _ in range(16):
+        line.add("early", "early")
+        line.take(1, 16)
+        line.charge("early", 3000)
+    line.forget()
+    for _ in range(4):
+        line.add("busy", "busy")
+    line.add("early", "early")
+
+    order = []
+    while (item := line.take(1, 2)) is not None:
+        order.append(item)
+        line.charge(item, 100)
+    assert "early" in order[:2]
+
+
+def test_equals_do_not_push_each_other_out():
+    """Room is made by a key that would still have as many as the one that comes."""
+    line: Line[int] = Line()
+    for number, key in enumerate("aabb"):
+        line.add(key, number)
+
+    assert line.newest_of_longest("a") is None and line.newest_of_longest("b") is None
+    assert line.newest_of_longest("c") in (("a", 1), ("b", 3))
+    line.add("a", 4)
+    assert line.newest_of_longest("c") == ("a", 4)
+
+
 def test_a_large_one_is_waited_for():
     """What needs two slots is not overtaken for ever by what needs one."""
     line: Line[str] = Line()

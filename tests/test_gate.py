@@ -118,6 +118,28 @@ def test_one_key_cannot_fill_the_queue():
     assert [getattr(r, "status", None) for r in greedy] == [None, None, None, 429]
 
 
+def test_what_failed_costs_nothing():
+    """A key whose requests fail does not fall behind one whose requests are answered."""
+
+    async def run() -> list[str]:
+        door, order = gate(slots=1), []
+
+        async def one(key: str, tokens: int) -> None:
+            async with door.turn(key, 1, 1000) as turn:
+                order.append(key)
+                await asyncio.sleep(0.001)
+                turn.given = tokens
+
+        async with door.turn("", 1, 1):  # so that all wait for each other
+            tasks = [asyncio.create_task(one("fails", 0)) for _ in range(4)]
+            tasks += [asyncio.create_task(one("is answered", 50)) for _ in range(4)]
+            await asyncio.sleep(0.01)
+        await asyncio.gather(*tasks)
+        return order
+
+    assert asyncio.run(run())[:5].count("fails") == 4
+
+
 def test_fewer_slots_hold_nobody_up():
     """A request that was to take four slots takes the two that a new plan has."""
 

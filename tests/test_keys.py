@@ -43,6 +43,21 @@ def test_anything_else_is_a_401(tmp_path: Path, shown: str | None):
     assert refusal_of(keys.Ring(path), shown and shown.format(secret)).status == 401
 
 
+@pytest.mark.parametrize("which", [0, 2, None], ids=["the first", "the last", "none"])
+def test_every_key_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: int | None):
+    """Each time, and by a comparison whose time does not depend on where two differ, whether one is right or none."""
+    path, compared = tmp_path / "keys.json", []
+    secrets = [keys.add(path, name, None) for name in ("one", "two", "three")]
+    ring, honest = keys.Ring(path), keys.hmac.compare_digest
+    monkeypatch.setattr(keys.hmac, "compare_digest", lambda a, b: compared.append(a) or honest(a, b))
+    if which is None:
+        assert refusal_of(ring, "Bearer wrong").status == 401
+    else:
+        assert shows(ring, secrets[which]) == ("one", "two", "three")[which]
+
+    assert compared == [key.digest for key in keys.load(path)]
+
+
 def test_changes_count_at_once(tmp_path: Path):
     """A running server takes a new key and refuses a removed one; without the file nobody comes in."""
     path = tmp_path / "keys.json"

@@ -169,6 +169,7 @@ def test_it_can_be_used_without_a_mouse(page: Page):
     assert page.evaluate("document.activeElement.textContent") == "To the chat"
     page.keyboard.press("Enter")
     page.keyboard.type("Hi")
+    assert page.input_value("#ask") == "Hi"
     unnamed = page.evaluate(
         """[...document.querySelectorAll('button, input, textarea')]
           .filter((node) => !node.labels?.length && !node.textContent.trim()).map((node) => node.id)"""
@@ -187,6 +188,11 @@ def test_a_key_is_asked_for(browser: Browser, known: Path, tiny: Path, tmp_path:
         opened = browser.new_page()
         opened.goto(json.loads(command.read_until(b"\n}\n"))["page"])
         expect(opened.locator("#key-dialog")).to_be_visible()
+        for wrong, why in (("schlüssel", "ASCII"), ("wrong", "not known here")):
+            opened.fill("#key", wrong)
+            opened.press("#key", "Enter")
+            expect(opened.locator("#key-hint")).to_contain_text(why)
+            expect(opened.locator("#key-dialog")).to_be_visible()
         opened.fill("#key", secret)
         opened.press("#key", "Enter")
         expect(opened.locator("#engine")).to_have_text("engine up")

@@ -14,7 +14,7 @@ from penjing.serve.openapi import description
 from penjing.serve.problems import Problem
 from penjing.serve.requests import Chat, Completion, Embedding, Limits, Order, read
 
-LIMITS = Limits("small", vocabulary=100, slots=4)
+LIMITS = Limits("small", vocabulary=100, slots=4, embeds=True)
 HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}]}
 TEXT: dict[str, Any] = {"prompt": "Once"}
 
@@ -67,6 +67,24 @@ def test_tools_and_schemas_pass():
     })  # fmt: skip
 
     assert order.document["tools"] == [tool]
+
+
+def test_a_tool_by_name_is_the_only_one():
+    """The engine would take a choice by name for none: the others are left out, and a call is required."""
+    tools = [{"type": "function", "function": {"name": name}} for name in ("weather", "news")]
+    choice = {"type": "function", "function": {"name": "news"}}
+    order = asked({**HELLO, "tools": tools, "tool_choice": choice})
+
+    assert order.document["tools"] == tools[1:] and order.document["tool_choice"] == "required"
+    assert problem({**HELLO, "tools": tools[:1], "tool_choice": choice}).param == "tool_choice"
+    assert "there is none" in problem({**HELLO, "tool_choice": "required"}).message
+
+
+def test_vectors_where_the_model_gives_them():
+    """A model whose file names no pooling is not asked for vectors."""
+    none = msgspec.structs.replace(LIMITS, embeds=False)
+    with pytest.raises(Problem, match="names no pooling"):
+        read(b'{"input": "a"}', Embedding, none)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import shutil
@@ -18,11 +19,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import openai
 import pytest
 
+import small_models
 from commands import Command, lend_rates, penjing, refused, started, wait_for
+from penjing.gguf import read_model
 
+PTRACE_ATTACH, WAIT_FOR_ALL = 16, 0x40000000
 HELLO = [{"role": "user", "content": "Hi"}]
 
 
@@ -172,6 +177,27 @@ def test_tools_reach_the_template(tiny: Path, tmp_path: Path):
             )
 
     assert with_tools.usage.prompt_tokens > without.usage.prompt_tokens + 50
+    assert with_tools.choices[0].finish_reason in ("length", "tool_calls")  # without a call it cannot end
+
+
+def test_vectors_of_texts(known: Path, tiny: Path, tmp_path: Path):
+    """A model whose file says how a text becomes a vector gives them: as long as it is wide, equal for equal texts."""
+    model = small_models.write(tmp_path / "vectors.gguf", pooling=1)
+    plan = json.loads(penjing("plan", str(tiny), "--users", "2", "--json").stdout)
+    (tmp_path / "plan.json").write_text(json.dumps(plan | {"model": read_model(model).name}))
+    words = ("serve", str(model), "--plan", str(tmp_path / "plan.json"), "--port", "0", "--json")
+    with started(*words) as command:
+        served = document(command)
+        with openai.OpenAI(base_url=served["url"], api_key="none", timeout=60) as asking:
+            found = asking.embeddings.create(model=served["model"], input=["A river", "A gate", "A river"])
+            one = asking.embeddings.create(model=served["model"], input="A gate", encoding_format="float")
+            text = asking.completions.create(model=served["model"], prompt="A", max_tokens=2)
+
+    first, second, third = (np.array(row.embedding) for row in found.data)
+    assert len(first) == small_models.WIDTH and found.usage.prompt_tokens > 10
+    assert first @ third > 0.999 > first @ second
+    assert np.array(one.data[0].embedding) @ second > 0.999
+    assert text.usage.completion_tokens == 2
 
 
 def test_several_users_are_answered_at_once(served: dict[str, Any], client: openai.OpenAI):
@@ -212,7 +238,7 @@ def test_a_prompt_beyond_the_context_is_an_error_of_the_api(served: dict[str, An
 
 def test_embeddings_are_refused_in_words(served: dict[str, Any], client: openai.OpenAI):
     """A model that gives none says so, as a fault of the request."""
-    with pytest.raises(openai.BadRequestError, match="embedding"):
+    with pytest.raises(openai.BadRequestError, match="names no pooling"):
         client.embeddings.create(model=served["model"], input="river")
 
 
@@ -240,11 +266,14 @@ def test_the_log_holds_no_prompts(measured: Path, tiny: Path, known: Path):
                 model="", messages=[{"role": "user", "content": "my secret"}], max_tokens=3,
                 extra_body={"model": None},
             )  # fmt: skip
+            with pytest.raises(openai.BadRequestError):
+                asking.completions.create(model="", prompt="", extra_body={"model": None, "my secret": 1})
         command.process.send_signal(signal.SIGTERM)
         done = command.finish(20)
 
     lines = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
-    (request,) = [line for line in lines if line["event"] == "request"]
+    request, wrong = [line for line in lines if line["event"] == "request"]
+    assert (wrong["status"], wrong["why"]) == (400, "unknown_parameter")
     assert (request["status"], request["answer_tokens"], request["path"]) == (200, 3, "/v1/chat/completions")
     assert "secret" not in done.stderr
 
@@ -290,6 +319,114 @@ def test_a_hanging_engine_is_started_again(tiny: Path):
 
         assert answer.usage.completion_tokens == 3
         assert got(url, "/live.json")["engine_restarts"] == 1
+
+
+@pytest.mark.usefixtures("known")
+def test_an_engine_that_stands_still_is_started_again():
+    """A compute thread that never comes back: its queue goes on answering, and yet the engine is ended."""
+    with started("serve", "--port", "0", "--json", "--stall", "3") as command:
+        served = document(command)
+        with streaming(served["url"], 100_000) as reply, frozen(command.engine()):
+            rest = reply.read()
+        with openai.OpenAI(base_url=served["url"], api_key="none", timeout=60, max_retries=8) as asking:
+            answer = asking.chat.completions.create(model=served["model"], messages=HELLO, max_tokens=3)
+
+        assert b'"engine_lost"' in rest and answer.usage.completion_tokens == 3
+        assert got(served["url"], "/live.json")["engine_restarts"] == 1
+
+
+@contextlib.contextmanager
+def frozen(process: int) -> Iterator[None]:
+    """The thread that computed most in the last moments stands still, and no other."""
+    before = cpu_ticks(process)
+    time.sleep(0.3)
+    after = cpu_ticks(process)
+    thread = max(after, key=lambda tid: after[tid] - before.get(tid, 0))
+    ptrace = ctypes.CDLL(None, use_errno=True).ptrace
+    ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+    assert ptrace(PTRACE_ATTACH, thread, None, None) == 0, os.strerror(ctypes.get_errno())
+    os.waitpid(thread, WAIT_FOR_ALL)
+    yield
+    os.waitpid(thread, WAIT_FOR_ALL)  # its end: until it is taken note of, the process is not gone
+
+
+def cpu_ticks(process: int) -> dict[int, int]:
+    """Of each thread."""
+    found = {}
+    for stat in Path(f"/proc/{process}/task").glob("*/stat"):
+        fields = stat.read_text().rpartition(")")[2].split()
+        found[int(stat.parent.name)] = int(fields[11]) + int(fields[12])
+    return found
+
+
+@pytest.mark.usefixtures("known")
+def test_a_reload_waits_for_the_first_start():
+    """SIGHUP while the model is loading does not start a second engine beside the first."""
+    with started("serve", "--port", "0", "--json") as command:
+        assert wait_for(lambda: bool(engines(command)), 60)
+        command.process.send_signal(signal.SIGHUP)
+        served = document(command)
+        with openai.OpenAI(base_url=served["url"], api_key="none", timeout=60, max_retries=8) as asking:
+            assert asking.chat.completions.create(model=served["model"], messages=HELLO, max_tokens=3)
+        assert len(engines(command)) == 1
+
+
+@pytest.mark.usefixtures("known")
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGHUP], ids=["while it starts", "while it reloads"])
+def test_it_ends_while_the_engine_is_starting(first: signal.Signals):
+    """Nobody waits for a model that is still loading; no engine and no traceback is left."""
+    with started("serve", "--port", "0", "--json") as command:
+        if first is signal.SIGHUP:
+            document(command)
+        assert wait_for(lambda: bool(engines(command)), 60)
+        before = engines(command)
+        command.process.send_signal(first)
+        if first is signal.SIGHUP:
+            assert wait_for(lambda: bool(engines(command) - before), 20)
+            command.process.send_signal(signal.SIGTERM)
+        done = command.finish(10)
+
+    assert done.code == 0 and "Traceback" not in done.stderr
+    assert wait_for(lambda: not any(map(lives, before)))
+
+
+def lives(process: int) -> bool:
+    """It is there, and no mere entry that nobody has taken note of."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def engines(command: Command) -> set[int]:
+    """The processes that were started for engines and live."""
+    children = Path(f"/proc/{command.process.pid}/task").glob("*/children")
+    found = {int(pid) for file in children for pid in file.read_text().split()}
+    return {pid for pid in found if b"llamacpp.serving" in Path(f"/proc/{pid}/cmdline").read_bytes()}
+
+
+@pytest.mark.usefixtures("known")
+def test_who_leaves_early_has_used_his_budget(tmp_path: Path):
+    """A client that goes away before anything came is charged with the prompt that was read for it."""
+    where = ("--keys", str(tmp_path / "keys.json"))
+    secret = penjing("keys", "add", "alice", "--tokens-per-hour", "200", *where).stdout.strip()
+    with started("serve", "--port", "0", *where, "--context", "2048", "--json") as command:
+        url = document(command)["url"]
+        body = json.dumps({"prompt": "word " * 400, "max_tokens": 1000, "logit_bias": {"2": -100}}).encode()
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {secret}"}
+        ask = urllib.request.Request(f"{url}/completions", body, headers)
+        with pytest.raises(TimeoutError):
+            urllib.request.urlopen(ask, timeout=0.5)
+
+        def spent() -> bool:
+            with openai.OpenAI(base_url=url, api_key=secret, timeout=60, max_retries=0) as asking:
+                try:
+                    asking.completions.create(model=asking.models.list().data[0].id, prompt="A", max_tokens=1)
+                except openai.RateLimitError as error:
+                    return error.code == "budget_spent"
+            return False
+
+        assert wait_for(spent)
 
 
 @pytest.mark.usefixtures("known")

@@ -177,6 +177,19 @@ def test_a_slow_client_is_let_go_and_holds_nobody_up(address: str):
     assert time.monotonic() - began < 25
 
 
+def test_a_second_request_before_the_first_answer_ends_both(address: str):
+    """Pipelining hides from a server that its client has gone: the connection is closed, and the place is free."""
+    host, _, port = address.removeprefix("http://").partition(":")
+    body = json.dumps({**HELLO, "max_tokens": 900, "logit_bias": {"2": -100}}).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+    request = (head + "Content-Type: application/json\r\n\r\n").encode() + body
+    with socket.create_connection((host, int(port)), timeout=20) as line:
+        line.sendall(2 * request)
+        with contextlib.suppress(ConnectionResetError):
+            assert line.recv(100) == b""
+    assert wait_for(lambda: json.loads(asked(address, "GET", "/live.json")[2])["in_flight"] == 0)
+
+
 def test_a_key_takes_as_long_wherever_it_is_wrong(known: Path, tiny: Path, tmp_path: Path):
     """Ratios of medians, taken in turn: what a key is wrong in cannot be told by the clock."""
     where = ("--keys", str(tmp_path / "keys.json"))

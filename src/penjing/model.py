@@ -95,6 +95,7 @@ class Model(Struct, frozen=True):
 
     `known_family` is False when the shapes were read from the tensors alone, because the architecture
     is not one that penjing has been taught; `source` names the file, folder or catalogue entry.
+    `embeds`: the file says how a text becomes one vector.
     """
 
     name: str
@@ -110,6 +111,7 @@ class Model(Struct, frozen=True):
     experts_used: int = 0
     files: tuple[str, ...] = ()
     chat_template: bool = False
+    embeds: bool = False
 
     @property
     def n_bytes(self) -> int:

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 _USUAL_CONTEXT = 4096
 _MOST_SOCKET_BYTES = 90  # of the 108 that a path of a socket may have, less its name
-_SPEC = "spec.json"
 
 
 def command(args: argparse.Namespace) -> int:
@@ -141,14 +140,16 @@ def _roof(machine: Any) -> Roof:
 
 def _become(spec: Spec) -> NoReturn:
     """The server in the place of this process, with a folder of its own for the spec and the engine's socket."""
+    from penjing.serve.spec import SPEC
+
     folder = Path(tempfile.mkdtemp(prefix="penjing-"))
     if len(os.fsencode(folder)) > _MOST_SOCKET_BYTES:
         folder.rmdir()
         folder = Path(tempfile.mkdtemp(prefix="penjing-", dir="/tmp"))
     try:
-        (folder / _SPEC).write_bytes(msgspec.json.encode(spec))
+        (folder / SPEC).write_bytes(msgspec.json.encode(spec))
         sys.stdout.flush()
-        words = [sys.executable, "-m", "penjing", "serve", "--spec", str(folder / _SPEC)]
+        words = [sys.executable, "-m", "penjing", "serve", "--spec", str(folder / SPEC)]
         os.execv(sys.executable, words)
     except OSError as error:
         shutil.rmtree(folder, ignore_errors=True)

@@ -216,7 +216,11 @@ class Engine(Protocol):
         ...
 
     def serve(
-        self, model: Path, settings: Settings, *, host: str, port: int, alias: str, start_seconds: float = 120
-    ) -> Serving:
-        """Start the engine's server; port 0 takes a free one, a host like `/path/x.sock` a socket of its own."""
+        self, model: Path, settings: Settings, *, host: str, port: int, alias: str, embeds: bool = False,
+        start_seconds: float = 120,
+    ) -> Serving:  # fmt: skip
+        """Start the engine's server; port 0 takes a free one, a host like `/path/x.sock` a socket of its own.
+
+        `embeds`: it gives vectors of texts too, which the model has to know how to.
+        """
         ...

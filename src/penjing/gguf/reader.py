@@ -17,6 +17,7 @@ from penjing.gguf.shapes import Stems, draft_layers, layers_of
 from penjing.gguf.values import ArrayOf
 from penjing.model import Model, Tensor
 
+_POOLED = (1, 2, 3)  # mean, first, last; 0 is none, and 4 ranks
 _ARCHITECTURE = re.compile(r"[\w.-]{1,64}")
 
 
@@ -58,6 +59,7 @@ def model_of(header: Header, stem: str) -> Model:
         experts_used=max(used),
         files=header.files,
         chat_template="tokenizer.chat_template" in header.metadata,
+        embeds=keys.number("pooling_type", 0) in _POOLED,
     )
 
 

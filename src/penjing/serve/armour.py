@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -38,28 +38,27 @@ class Armour:
     here (DNS rebinding) has another. Nor does it answer a page of another origin.
     """
 
-    def __init__(self, app: ASGIApp, ring: Ring, names: Collection[str] | None) -> None:
-        self._app, self._ring, self._names = app, ring, names
+    def __init__(
+        self, app: ASGIApp, ring: Ring, names: Collection[str] | None, turned_away: Callable[[Problem], None]
+    ) -> None:
+        self._app, self._ring, self._names, self._turned_away = app, ring, names, turned_away
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        started = False
 
         async def put(message: Message) -> None:
-            nonlocal started
             if message["type"] == "http.response.start":
-                started = True
                 message = {**message, "headers": [*message.get("headers", ()), *_HEADERS]}
             await send(message)
 
         try:
             self._check(scope)
-            await self._app(scope, receive, put)
         except Problem as problem:
-            if started:
-                raise
+            self._turned_away(problem)
             await problem.send(put)
+            return
+        await self._app(scope, receive, put)
 
     def _check(self, scope: Scope) -> None:
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
@@ -108,6 +107,9 @@ class Patient(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._head_came()
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.transport.abort()  # a second request before the answer to the first, of which nobody could be told
+            return
         super().on_headers_complete()
 
     def _expect_head(self) -> None:

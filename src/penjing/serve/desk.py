@@ -84,7 +84,7 @@ class Visit:
         self._desk, self._path, self._send, self._scope = desk, path, send, scope
         self._arrived = time.monotonic()
         self._id = uuid.uuid4().hex[:16]
-        self._begun = False
+        self._begun = self._failed = False
         self._events = 0
         self._counted: dict[str, Any] = {}
 
@@ -93,15 +93,19 @@ class Visit:
         promised = order.answers * min(order.most_tokens or desk.usual_tokens, 8 * desk.usual_tokens)
         try:
             async with desk.gate.turn(self.key, order.answers, promised) as turn:
-                while not await self._passed_on(order, turn):
-                    desk.keeper.doubt()
+                desk.ring.check_budget(self.key)  # others of this key may have spent it meanwhile
+                try:
+                    while not await self._passed_on(order, turn):
+                        desk.keeper.doubt()
+                finally:
+                    desk.ring.spend(self.key, turn.given)
         except Problem as problem:
             await self.refuse(problem)
         except TimeoutError:
             self.log(499, "the client read nothing")
             self._scope.get("penjing.abort", bool)()
         else:
-            self.log(200)
+            self.log(500 if self._failed else 200, "engine_error" if self._failed else None)
 
     async def _passed_on(self, order: Order, turn: Turn) -> bool:
         """The engine has answered; False if it was away, and may be asked again when it is back.
@@ -112,6 +116,7 @@ class Visit:
         desk = self._desk
         if desk.gate.ended or not await desk.keeper.up(desk.gate.rules.patience_seconds):
             raise Problem(503, "the engine is not up", code="engine_down", retry_after=10)
+        turn.given = order.prompt_tokens  # of who leaves before anything comes
         try:
             async with desk.relay.ask(self._path, order.document) as answer:
                 try:
@@ -119,8 +124,10 @@ class Visit:
                 finally:
                     self._count(answer, turn, order)
         except Unreached:
+            turn.given = 0
             return False
         except Problem as problem:
+            turn.given = turn.given if self._begun else 0
             if problem.code == "engine_lost":
                 desk.keeper.doubt()
             raise
@@ -128,16 +135,17 @@ class Visit:
 
     async def refuse(self, problem: Problem) -> None:
         """An error instead of an answer, or at the end of what was written of one."""
-        self.log(problem.status, problem.message, problem.code)
+        self.log(problem.status, problem.code or problem.param)
         if self._begun:
             text = b"data: " + problem.body + b"\n\n"
             await self._put({"type": "http.response.body", "body": text, "more_body": False})
         else:
             await problem.send(self._put)
 
-    def log(self, status: int, why: str | None = None, code: str | None = None) -> None:
-        """One line for each request."""
-        self._desk.metrics.request(self._path, status, code if status in (429, 503) else None)
+    def log(self, status: int, why: str | None = None) -> None:
+        """One line for each request; nothing in it was said by the client."""
+        refused = status in (429, 503) and why != "engine_lost"
+        self._desk.metrics.request(self._path, status, why if refused else None)
         seconds = round(time.monotonic() - self._arrived, 4)
         told = {"id": self._id, "path": self._path, "key": self.key, "status": status, "seconds": seconds}
         log("request", **told, **self._counted, **({"why": why} if why else {}))
@@ -145,17 +153,19 @@ class Visit:
     async def _stream(self, answer: Answer) -> None:
         await self._start(_STREAM)
         async for piece in answer.events():
-            self._desk.keeper.heard()
             tokens = piece.count(b"data: {")
+            if tokens:  # and not a sign that the connection alone is alive
+                self._desk.keeper.heard()
             self._events += tokens
             self._desk.tokens_seen += tokens
             await self._put({"type": "http.response.body", "body": piece, "more_body": True})
+        self._failed = bool(answer.failed)
         await self._put({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _whole(self, answer: Answer) -> None:
         body = await answer.whole()
         self._desk.keeper.heard()
-        self._desk.tokens_seen += answer.timings().predicted_n
+        self._desk.tokens_seen += answer.timings.predicted_n
         await self._start([*_WHOLE, (b"content-length", str(len(body)).encode())])
         await self._put({"type": "http.response.body", "body": body})
 
@@ -171,20 +181,20 @@ class Visit:
     def _count(self, answer: Answer, turn: Turn, order: Order) -> None:
         """What the answer came to: for the key's share and budget, the metrics, and the log.
 
-        One that was left before its end came to the events that were seen, or, without any, to what was promised.
+        One that was left before its end came to its prompt, as far as bytes tell, and the events that were seen.
         """
-        timings, now = answer.timings(), time.monotonic()
+        timings, now = answer.timings, time.monotonic()
         prompt, tokens = timings.prompt_n + timings.cache_n, timings.predicted_n
-        whole = bool(prompt or tokens)
-        turn.given = order.answers * (prompt + tokens) if whole else self._events or turn.promised
-        self._desk.ring.spend(self.key, turn.given)
-        if not whole:
+        if not prompt and not tokens:
+            turn.given = order.prompt_tokens + self._events
             return
-        entered = self._arrived + turn.waited_seconds
-        in_stream = (answer.first_seconds or 0.0) if order.stream else timings.prompt_ms / 1000
-        first = turn.waited_seconds + in_stream
-        done = Done(now, first, turn.waited_seconds, now - entered - in_stream, prompt, tokens)
-        self._desk.metrics.answered(done)
+        others = 1 if order.stream or not tokens else order.texts  # of which the engine gives no figures
+        turn.given = max(others * (prompt + tokens), order.prompt_tokens if others > 1 else 0)
+        begun = answer.first_at if order.stream else now - timings.predicted_ms / 1000
+        first = (begun or now) - self._arrived
+        self._desk.metrics.answered(
+            Done(now, first, turn.waited_seconds, now - self._arrived - first, prompt, tokens)
+        )
         self._counted = {
             "prompt_tokens": prompt, "answer_tokens": tokens, "queue_seconds": round(turn.waited_seconds, 4),
             "first_token_seconds": round(first, 4),

@@ -37,12 +37,12 @@ class Line(Generic[T]):
     def all(self) -> list[T]:
         return [item for waiting in self._waiting.values() for item, _ in waiting]
 
-    def newest_of_longest(self) -> tuple[str, T] | None:
-        """Who came last of the key that has most waiting."""
-        if not self._waiting:
+    def newest_of_longest(self, key: str) -> tuple[str, T] | None:
+        """Who came last of the key that has most waiting; None if `key` would have as many with one more."""
+        longest = max(self._waiting, key=lambda k: len(self._waiting[k]), default=key)
+        if len(self._waiting.get(longest, ())) <= len(self._waiting.get(key, ())) + 1:
             return None
-        key = max(self._waiting, key=lambda k: len(self._waiting[k]))
-        return key, self._waiting[key][-1][0]
+        return longest, self._waiting[longest][-1][0]
 
     def take(self, free: int, most: int) -> T | None:
         """The oldest item of the key that was given least, if it fits into the `free` of `most` slots.
@@ -76,6 +76,11 @@ class Line(Generic[T]):
             k for k, given in self._given.items() if given <= self._floor and k not in self._waiting
         ]:
             del self._given[other]  # what it would start with anyway
+
+    def forget(self) -> None:
+        """Nobody waits or is answered any more: all start level again."""
+        self._given.clear()
+        self._floor = 0.0
 
     def _drop_if_empty(self, key: str) -> None:
         if key in self._waiting and not self._waiting[key]:

@@ -32,11 +32,11 @@ class Rules(Struct, frozen=True):
 
 
 class Turn:
-    """A place among those that are answered; `given` is set to the tokens that it came to."""
+    """A place among those that are answered; `given` is set to the tokens that it came to, 0 where it failed."""
 
     def __init__(self, key: str, weight: int, promised: int) -> None:
         self.key, self.weight, self.promised = key, weight, promised
-        self.given: int | None = None
+        self.given = 0
         self.waited_seconds = 0.0
         self.let_in: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -121,19 +121,17 @@ class Gate:
         """Raises Problem where a request of this key would be turned away, so that its body need not be read."""
         if self.ended:
             raise _stopping()
-        if len(self._line) >= self.rules.most_waiting:
-            found = self._line.newest_of_longest()
-            if found is None or found[0] == key:
-                raise self._refusal(f"{len(self._line)} requests wait already")
+        if len(self._line) >= self.rules.most_waiting and self._line.newest_of_longest(key) is None:
+            raise self._refusal(f"{len(self._line)} requests wait already")
 
     def _make_room(self, key: str) -> None:
-        """The queue is full: who came last of the key with most in it leaves it, if that is another one.
+        """The queue is full: who came last of the key with most in it leaves it, if this one has fewer.
 
         Raises:
-            Problem: it is this one.
+            Problem: no key has more.
         """
-        found = self._line.newest_of_longest()
-        if found is None or found[0] == key or found[1].let_in.done():
+        found = self._line.newest_of_longest(key)
+        if found is None or found[1].let_in.done():
             raise self._refusal(f"{len(self._line)} requests wait already")
         self._line.remove(*found)
         found[1].let_in.set_exception(self._refusal("the queue is full, and others have fewer in it"))
@@ -163,12 +161,14 @@ class Gate:
 
     def _leave(self, turn: Turn, seconds: float) -> None:
         self._taken -= turn.weight
-        if turn.given is not None:
-            self._line.charge(turn.key, turn.given - turn.promised)
+        self._line.charge(turn.key, turn.given - turn.promised)
+        if turn.given:
             self._usual_seconds = _FORGET * self._usual_seconds + (1 - _FORGET) * seconds
+        self._let_in()
         if self._taken == 0:
             self._empty.set()
-        self._let_in()
+            if not len(self._line):
+                self._line.forget()
 
     def _refusal(self, why: str) -> Problem:
         rounds = (len(self._line) + 1) / self.rules.slots

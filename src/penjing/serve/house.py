@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 import functools
 import resource
-import shutil
 import signal
 import socket
 import time
+import uuid
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,10 @@ from penjing.serve.keeper import Keeper, Start
 from penjing.serve.keys import Ring
 from penjing.serve.metrics import Metrics
 from penjing.serve.names import own_names
+from penjing.serve.problems import Problem
 from penjing.serve.relay import Relay
 from penjing.serve.requests import Limits
-from penjing.serve.spec import Spec, check_plan, stall_seconds
+from penjing.serve.spec import SOCKET, SPEC, Spec, check_plan, stall_seconds
 
 MOST_CONNECTIONS = 1024
 _KEEP_SECONDS = 30  # an idle connection is kept for its next request
@@ -41,7 +42,7 @@ _FILES = 4096  # connections, those to the engine, and some more
 
 
 def run(spec: Spec, folder: Path, engine: Engine, announce: Callable[[str], None]) -> None:
-    """Serve until a signal ends it; `folder` is private, holds the engine's socket, and is removed at the end.
+    """Serve until a signal ends it; `folder` is private, holds spec and socket, and is removed with them at the end.
 
     Raises:
         EngineError: the engine cannot be started.
@@ -56,7 +57,10 @@ def run(spec: Spec, folder: Path, engine: Engine, announce: Callable[[str], None
     try:
         asyncio.run(live())
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        for name in (SPEC, SOCKET):
+            (folder / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            folder.rmdir()
         flush()
 
 
@@ -73,8 +77,8 @@ class _House:
 
     def __init__(self, spec: Spec, folder: Path, engine: Engine) -> None:
         self._spec, self._engine = spec, engine
-        self._socket = str(folder / "engine.sock")
-        self._started = time.monotonic()
+        self._socket = str(folder / SOCKET)
+        self._name, self._started = uuid.uuid4().hex[:8], time.monotonic()
         self._stopping = asyncio.Event()
         self._changing = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -91,12 +95,21 @@ class _House:
         self._on_signals()
         try:
             with _listen(self._spec.host, self._spec.port) as listening:
-                if await self._unless_stopped(self._keeper.begin()):
+                async with self._changing:  # a reload has to wait for the first start
+                    begun = await self._unless_stopped(self._keeper.begin())
+                if begun:
                     self._desk.limits = await self._limits()
                     await self._listen_on(listening, announce)
         finally:
-            await self._keeper.stop()
+            await self._end()
             await self._relay.close()
+
+    async def _end(self) -> None:
+        """Nothing is begun any more, a reload under way least of all; then the engine goes."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._keeper.stop()
 
     async def _listen_on(self, listening: socket.socket, announce: Callable[[str], None]) -> None:
         server = self._server()
@@ -105,7 +118,7 @@ class _House:
             await asyncio.sleep(0.01)
         announce(_url(self._spec.host, listening.getsockname()[1]))
         await self._unless_stopped(asyncio.shield(serving))
-        await self._keeper.stop()  # what is still answered ends with an error in words
+        await self._end()  # what is still answered ends with an error in words
         await self._desk.gate.empty(2)
         server.should_exit = True
         await serving
@@ -127,9 +140,14 @@ class _House:
             return sight.still(self._spec)
 
         def live() -> dict[str, Any]:
-            return sight.live(self._desk, self._started)
+            return sight.live(self._desk, self._name, self._started)
 
-        guarded = Armour(application(self._desk, still, live), self._desk.ring, own_names(self._spec.host))
+        guarded = Armour(
+            application(self._desk, still, live),
+            self._desk.ring,
+            own_names(self._spec.host),
+            self._turned_away,
+        )
         return _Listener(
             uvicorn.Config(
                 guarded, http=Patient, ws="none", lifespan="off", log_config=None, access_log=False,
@@ -139,10 +157,14 @@ class _House:
             )
         )  # fmt: skip
 
+    def _turned_away(self, problem: Problem) -> None:
+        self._desk.metrics.request("", problem.status, None)
+        log("turned_away", status=problem.status, code=problem.code)
+
     def _start(self, spec: Spec) -> Start:
         return functools.partial(
             self._engine.serve, Path(spec.path), spec.plan.chosen.settings, host=self._socket, port=0,
-            alias=spec.model.name, start_seconds=spec.start_seconds,
+            alias=spec.model.name, embeds=spec.model.embeds, start_seconds=spec.start_seconds,
         )  # fmt: skip
 
     async def _limits(self) -> Limits:

@@ -1,8 +1,4 @@
-"""Keeps one engine up: starts it, watches it, and starts it again when it crashes or hangs.
-
-Engines are started and ended by one thread of ours that lives as long as we do: Linux ends a child with the thread
-that started it.
-"""
+"""Keeps one engine up: starts it, watches it, and starts it again when it crashes or hangs."""
 
 from __future__ import annotations
 
@@ -10,13 +6,12 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Literal, Protocol, TypeVar, runtime_checkable
+from typing import Literal
 
 from penjing.engines.base import Serving
 from penjing.errors import EngineError
+from penjing.serve.hand import Hand
 
-T = TypeVar("T")
 State = Literal["starting", "up", "down", "stopped"]
 Start = Callable[[], Serving]
 Tell = Callable[..., None]
@@ -26,25 +21,18 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
 _STEADY_SECONDS = 60.0  # up for so long, an engine that ends starts again at once
 
 
-@runtime_checkable
-class Started(Protocol):
-    """What has to be ended when nobody waits for it any more."""
-
-    def kill(self) -> None: ...
-
-
 class Keeper:
     """One engine at a time, made by `start`.
 
-    `alive` asks it for a sign of life and may take as long as `stall_seconds`; it is called when nothing was
-    `heard` for a while.
+    `alive` asks it how far it has come, for which it may take as long as `stall_seconds`: None while it has nothing to
+    do, else something that changes with each step. It is called when nothing was `heard` for a while.
     """
 
     def __init__(
-        self, start: Start, alive: Callable[[], Awaitable[None]], stall_seconds: float, tell: Tell
+        self, start: Start, alive: Callable[[], Awaitable[object]], stall_seconds: float, tell: Tell
     ) -> None:
         self._start, self._alive, self._stall_seconds, self._tell = start, alive, stall_seconds, tell
-        self._thread = ThreadPoolExecutor(1, "keeper")
+        self._hand = Hand()
         self._up = asyncio.Event()
         self._serving: Serving | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -99,7 +87,7 @@ class Keeper:
     async def stop(self) -> None:
         await self._end_watch()
         await self._close()
-        self._thread.shutdown()
+        self._hand.close()
         self.state = "stopped"
 
     async def _watch(self) -> None:
@@ -123,7 +111,7 @@ class Keeper:
         self.state = "starting"
         started = time.monotonic()
         try:
-            self._serving = await self._in_thread(self._start)
+            self._serving = await self._hand.do(self._start, lambda late: late.kill())
         except BaseException:
             self.state = "down"
             raise
@@ -138,29 +126,35 @@ class Keeper:
 
     async def _until_broken(self, serving: Serving) -> str:
         """Returns, in words, what became of the engine."""
+        before: object = None
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
             if (said := serving.ended()) is not None:
                 return said
             silent = time.monotonic() - self._heard
-            if self._doubted or silent > self._stall_seconds / 2:
-                try:
-                    async with asyncio.timeout(self._stall_seconds / 2):
-                        await self._alive()
-                except TimeoutError:
-                    return f"the engine gave no sign of life for {self._stall_seconds:.0f} s"
-                except OSError:
-                    if silent > self._stall_seconds:
-                        return f"the engine could not be reached for {silent:.0f} s"
-                    continue  # perhaps it is ending: the next look tells
+            if not self._doubted and silent <= self._stall_seconds / 2:
+                continue
+            try:
+                async with asyncio.timeout(self._stall_seconds / 2):
+                    now = await self._alive()
+            except TimeoutError:
+                return f"the engine gave no sign of life for {self._stall_seconds:.0f} s"
+            except OSError:
+                if silent > self._stall_seconds:
+                    return f"the engine could not be reached for {silent:.0f} s"
+                continue  # perhaps it is ending: the next look tells
+            if now is None or now != before:
                 self._well()
+            elif silent > self._stall_seconds:
+                return f"the engine has work, and took no step for {silent:.0f} s"
+            before = now
 
     async def _close(self) -> None:
         self._up.clear()
         self.state = "down"
         serving, self._serving = self._serving, None
         if serving is not None:
-            await self._in_thread(serving.kill)
+            await self._hand.do(serving.kill)
 
     async def _end_watch(self) -> None:
         if self._watching is not None:
@@ -168,15 +162,3 @@ class Keeper:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watching
             self._watching = None
-
-    async def _in_thread(self, call: Callable[[], T]) -> T:
-        """A call that blocks; it is waited for even when we are cancelled, so that no engine is lost."""
-        work = asyncio.get_running_loop().run_in_executor(self._thread, call)
-        try:
-            return await asyncio.shield(work)
-        except asyncio.CancelledError:
-            with contextlib.suppress(Exception):
-                found = await work
-                if isinstance(found, Started):
-                    found.kill()
-            raise

@@ -62,6 +62,7 @@ class Metrics:
 
     def plan(self, plan: Plan) -> None:
         """The plan whose figures are shown beside."""
+        self._predicted.clear()
         estimates = plan.chosen.estimate
         for name in ("decode_tokens_per_s", "prefill_tokens_per_s", "first_token_seconds", "memory_bytes"):
             for bound in ("value", "low", "high"):
@@ -74,11 +75,13 @@ class Metrics:
             self._rejected.labels(code).inc()
 
     def answered(self, done: Done) -> None:
-        self._recent.append(done)
         self._prompt.inc(done.prompt_tokens)
+        self._queued.observe(done.queue_seconds)
+        if not done.answer_tokens:
+            return  # a vector has no first token
+        self._recent.append(done)
         self._answer.inc(done.answer_tokens)
         self._first.observe(done.first_seconds)
-        self._queued.observe(done.queue_seconds)
         if done.answer_tokens > 1:
             self._token.observe(done.answer_seconds / (done.answer_tokens - 1))
 

@@ -15,6 +15,7 @@ _KINDS = {
     500: "server_error",
     503: "service_unavailable",
 }
+_MOST_LETTERS = 1000  # a client's own words come back to him, but not megabytes of them
 
 
 class Problem(Exception):
@@ -33,6 +34,7 @@ class Problem(Exception):
         param: str | None = None,
         retry_after: int | None = None,
     ) -> None:
+        message = message if len(message) <= _MOST_LETTERS else f"{message[:_MOST_LETTERS]}…"
         super().__init__(message)
         self.status, self.message, self.code, self.param = status, message, code, param
         self.retry_after = retry_after

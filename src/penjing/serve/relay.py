@@ -15,10 +15,10 @@ from msgspec import Struct
 
 from penjing.serve.problems import Problem
 
-_TAIL_BYTES = 16384
 _BLAME = re.compile(
-    r"template|schema|grammar|parse|jinja|tool", re.I
+    r"template|schema|grammar|parse|jinja|tool|too large", re.I
 )  # a 500 of the engine that the request caused
+_IDLE = re.compile(rb"^llamacpp:requests_processing 0$", re.M)
 _SAID = re.compile(r"Error: |^\[json\.exception\.[\w.]+\] ")
 
 
@@ -31,6 +31,13 @@ class Timings(Struct):
     predicted_n: int = 0
     predicted_ms: float = 0.0
 
+    def __add__(self, other: Timings) -> Timings:
+        """The counts of both; times do not add, since several are answered at once."""
+        return Timings(
+            self.prompt_n + other.prompt_n, self.cache_n + other.cache_n, other.prompt_ms,
+            self.predicted_n + other.predicted_n, other.predicted_ms,
+        )  # fmt: skip
+
 
 class _Usage(Struct):
     prompt_tokens: int = 0
@@ -42,6 +49,12 @@ class _Last(Struct):
 
     timings: Timings | None = None
     usage: _Usage | None = None
+
+    @property
+    def figures(self) -> Timings:
+        """Zeros if it has none."""
+        usage = self.usage or _Usage()
+        return self.timings or Timings(prompt_n=usage.prompt_tokens, predicted_n=usage.completion_tokens)
 
 
 class _Props(Struct):
@@ -64,14 +77,18 @@ class Relay:
     async def close(self) -> None:
         await self._session.close()
 
-    async def alive(self) -> None:
-        """A question that the engine's own loop answers, and not its listener alone. Raises OSError."""
+    async def alive(self) -> bytes | None:
+        """The engine's figures, which change with each of its steps; None while it has nothing to do. Raises OSError.
+
+        They alone say that it lives: its queue answers while a step is computed, however long that takes.
+        """
         try:
             async with self._session.get("http://engine/metrics") as reply:
-                await reply.read()
+                figures = await reply.read()
                 reply.raise_for_status()
         except aiohttp.ClientError as error:
             raise ConnectionError(str(error)) from error
+        return None if _IDLE.search(figures) else figures
 
     async def knows_tools(self) -> bool:
         """Whether the model's chat template has a place for tools. Raises OSError."""
@@ -100,15 +117,16 @@ class Answer:
     """An answer under way: enter it, then take its pieces.
 
     Units:
-        first_seconds: from the request to the first piece; None before it.
-        prompt_tokens, answer_tokens: read off the last piece.
+        first_at: `time.monotonic` of the first piece; None before it.
+        timings: the engine's own figures, zeros before they come; those of several answers in one stream are added.
+        failed: what the engine said that ended it early.
     """
 
     def __init__(self, asking: Any) -> None:
         self._asking = asking
-        self._started = time.monotonic()
-        self._tail = b""
-        self.first_seconds: float | None = None
+        self.first_at: float | None = None
+        self.timings = Timings()
+        self.failed = ""
 
     async def __aenter__(self) -> Self:
         """Raises Problem where the engine refuses or is lost, Unreached where it is not there."""
@@ -135,8 +153,8 @@ class Answer:
             async for piece in self._reply.content.iter_any():
                 held += piece
                 if end := held.rfind(b"\n\n") + 2 * (b"\n\n" in held):
-                    self.first_seconds = self.first_seconds or time.monotonic() - self._started
-                    self._tail = (self._tail + held[:end])[-_TAIL_BYTES:]
+                    self.first_at = self.first_at or time.monotonic()
+                    self._read(held[:end])
                     yield held[:end]
                     held = held[end:]
         except aiohttp.ClientError as error:
@@ -145,27 +163,23 @@ class Answer:
     async def whole(self) -> bytes:
         """All of it at once. Raises Problem if the engine is lost on the way."""
         try:
-            self._tail = await self._reply.read()
+            body: bytes = await self._reply.read()
         except aiohttp.ClientError as error:
             raise lost() from error
-        return self._tail
+        with contextlib.suppress(msgspec.DecodeError):
+            self.timings = msgspec.json.decode(body, type=_Last).figures
+        return body
 
-    def timings(self) -> Timings:
-        """The engine's own figures; zeros if it gave none."""
-        for line in reversed(self._tail.split(b"\n")):
-            text = line.removeprefix(b"data: ")
-            if b'"timings"' in text or b'"usage"' in text:
-                try:
-                    last = msgspec.json.decode(text, type=_Last)
-                except msgspec.DecodeError:
-                    continue
-                if last.timings is not None:
-                    return last.timings
-                if last.usage is not None:
-                    return Timings(
-                        prompt_n=last.usage.prompt_tokens, predicted_n=last.usage.completion_tokens
-                    )
-        return Timings()
+    def _read(self, piece: bytes) -> None:
+        """Figures and errors among events that have come."""
+        if b'"timings"' not in piece and b'"error"' not in piece:
+            return
+        for line in piece.split(b"\n"):
+            with contextlib.suppress(msgspec.DecodeError):
+                if line.startswith(b'data: {"error"'):
+                    self.failed = msgspec.json.decode(line[6:], type=_Refusal).error.message
+                elif b'"timings"' in line:
+                    self.timings += msgspec.json.decode(line.removeprefix(b"data: "), type=_Last).figures
 
 
 def lost() -> Problem:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 
 from penjing.serve.problems import Problem
 
@@ -20,6 +21,7 @@ _DROPPED = frozenset(
     {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "verbosity",
      "prompt_cache_retention"}
 )  # fmt: skip
+_BYTES_PER_TOKEN = 4
 _SEEDS = 2**31
 
 Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
@@ -159,12 +161,14 @@ class Embedding(Struct, forbid_unknown_fields=True, kw_only=True):
 class Limits(Struct, frozen=True):
     """What a request is held against: the model that is served, its tokens, and how many answers fit at once.
 
-    `tools`: its chat template knows them; the engine would leave them out without a word.
+    `embeds`: it gives vectors of texts. `tools`: its chat template knows them; the engine would leave them out without
+    a word.
     """
 
     model: str
     vocabulary: int
     slots: int
+    embeds: bool = False
     tools: bool = True
 
 
@@ -172,13 +176,16 @@ class Order(Struct, frozen=True):
     """A request that may be passed on.
 
     Units:
-        answers: how many are written at once for it. most_tokens: limit of each, None without one.
+        texts: answers or vectors that are asked for. answers: how many of them are written at once.
+        most_tokens: limit of each, None without one. prompt_tokens: about as many, by the bytes of the body.
     """
 
     document: dict[str, Any]
     stream: bool = False
+    texts: int = 1
     answers: int = 1
     most_tokens: int | None = None
+    prompt_tokens: int = 0
 
 
 def read(body: bytes, kind: type[Chat] | type[Completion] | type[Embedding], limits: Limits) -> Order:
@@ -205,22 +212,49 @@ def read(body: bytes, kind: type[Chat] | type[Completion] | type[Embedding], lim
             param="model",
         )  # fmt: skip
     if isinstance(asked, Embedding):
-        return Order(document, answers=_prompts(asked.input, "input", limits))
-    _check_tokens(asked, limits)
-    return _chat(document, asked, limits) if isinstance(asked, Chat) else _text(document, asked, limits)
+        if not limits.embeds:
+            why = f"`{limits.model}` gives no embeddings: its file names no pooling"
+            raise Problem(400, why, code="not_supported")
+        texts = _prompts(asked.input, "input", limits)
+        order = Order(document, texts=texts, answers=min(texts, limits.slots))
+    else:
+        _check_tokens(asked, limits)
+        order = _chat(document, asked, limits) if isinstance(asked, Chat) else _text(document, asked, limits)
+    return replace(order, prompt_tokens=len(body) // _BYTES_PER_TOKEN)
 
 
 def _chat(document: dict[str, Any], asked: Chat, limits: Limits) -> Order:
-    if asked.tools and asked.tool_choice != "none" and not limits.tools:
-        raise Problem(400, f"the chat template of `{limits.model}` knows no tools", param="tools")
     for number, message in enumerate(asked.messages):
         _check_message(message, f"messages[{number}]")
+    document = document | _tools(document, asked, limits)
     messages = [
         {**message, "role": "system"} if message["role"] == "developer" else message
         for message in document["messages"]
     ]
     most = asked.max_completion_tokens or asked.max_tokens
     return _order({**document, "messages": messages}, asked, 1, most, limits)
+
+
+def _tools(document: dict[str, Any], asked: Chat, limits: Limits) -> dict[str, Any]:
+    """What the choice of a tool changes: one that is named has to be called, so all others are left out.
+
+    The engine takes a choice by name for none at all.
+
+    Raises:
+        Problem: there is none to choose, or the model would not see them.
+    """
+    tools, choice = document.get("tools", []), asked.tool_choice
+    if tools and choice != "none" and not limits.tools:
+        raise Problem(400, f"the chat template of `{limits.model}` knows no tools", param="tools")
+    if isinstance(choice, NamedTool):
+        name = choice.function.name
+        named = [tool for tool in tools if tool["function"]["name"] == name]
+        if not named:
+            raise Problem(400, f"`{name}` is not among the tools", param="tool_choice")
+        return {"tools": named, "tool_choice": "required"}
+    if choice == "required" and not tools:
+        raise Problem(400, "a tool is required, but there is none", param="tool_choice")
+    return {}
 
 
 def _check_message(message: Message, where: str) -> None:
@@ -253,7 +287,8 @@ def _order(
         raise Problem(400, f"n is {n}, but {limits.slots} answers are written at once here", param="n")
     if asked.seed is not None:
         document = {**document, "seed": asked.seed % _SEEDS}
-    return Order(document, bool(asked.stream), min(n * prompts, limits.slots), most_tokens)
+    texts = n * prompts
+    return Order(document, bool(asked.stream), texts, min(texts, limits.slots), most_tokens)
 
 
 def _prompts(prompt: str | list[Any], field: str, limits: Limits) -> int:
@@ -271,7 +306,7 @@ def _prompts(prompt: str | list[Any], field: str, limits: Limits) -> int:
     highest = max((max(tokens) for tokens in texts if isinstance(tokens, list)), default=0)
     if highest >= limits.vocabulary:
         raise Problem(400, f"token {highest} does not exist: the model has {limits.vocabulary}", param=field)
-    return min(len(texts), limits.slots)
+    return len(texts)
 
 
 def _check_tokens(asked: Asked, limits: Limits) -> None:

@@ -46,8 +46,8 @@ def still(spec: Spec) -> dict[str, Any]:
     }
 
 
-def live(desk: Desk, started: float) -> dict[str, Any]:
-    """What changes all the time; also sets the gauges of the metrics."""
+def live(desk: Desk, server: str, started: float) -> dict[str, Any]:
+    """What changes all the time; also sets the gauges of the metrics. `server` is another one after each start."""
     gate, keeper = desk.gate, desk.keeper
     load = {
         "in_flight": gate.in_flight,
@@ -60,7 +60,7 @@ def live(desk: Desk, started: float) -> dict[str, Any]:
     now = time.monotonic()
     return {
         **load, "engine": keeper.state, "at": now, "seconds": now - started, "tokens": desk.tokens_seen,
-        "plans": desk.plans, "recent": desk.metrics.recent(),
+        "server": server, "plans": desk.plans, "recent": desk.metrics.recent(),
     }  # fmt: skip
 
 

@@ -10,6 +10,8 @@ from penjing.plan import Plan
 from penjing.serve.gate import Rules
 from penjing.serve.requests import Limits
 
+SPEC, SOCKET = "spec.json", "engine.sock"  # in the folder of a server
+
 
 class Line(Struct, frozen=True):
     """A kernel of this machine in the roofline: operations for each byte of weights, operations per second."""
@@ -53,7 +55,8 @@ class Spec(Struct, frozen=True):
 
     @property
     def limits(self) -> Limits:
-        return Limits(self.model.name, self.model.vocabulary, self.plan.chosen.settings.sequences)
+        model = self.model
+        return Limits(model.name, model.vocabulary, self.plan.chosen.settings.sequences, model.embeds)
 
     @property
     def context_tokens(self) -> int:

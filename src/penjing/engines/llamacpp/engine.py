@@ -14,7 +14,7 @@ from penjing.engines.base import Finished, Message, Sample, Sampling, Text
 from penjing.engines.llamacpp import library, native
 from penjing.engines.llamacpp import protocol as p
 from penjing.engines.llamacpp.kernels import KernelTimer
-from penjing.engines.llamacpp.serving import LlamaServing
+from penjing.engines.llamacpp.serving import LlamaServing, Serve
 from penjing.engines.process import Child
 from penjing.errors import EngineError
 from penjing.plan import Build, Memory, Settings
@@ -83,10 +83,13 @@ class LlamaCpp:
         return KernelTimer(native.environment(build))
 
     def serve(
-        self, model: Path, settings: Settings, *, host: str, port: int, alias: str, start_seconds: float = 120
-    ) -> LlamaServing:
+        self, model: Path, settings: Settings, *, host: str, port: int, alias: str, embeds: bool = False,
+        start_seconds: float = 120,
+    ) -> LlamaServing:  # fmt: skip
         self.check()
-        return LlamaServing(model, settings, host=host, port=port, alias=alias, start_seconds=start_seconds)
+        return LlamaServing(
+            model, Serve(str(model.resolve()), settings, host, port, alias, embeds), start_seconds
+        )
 
 
 class LlamaSession:

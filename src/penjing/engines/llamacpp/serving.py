@@ -27,6 +27,7 @@ class Serve(msgspec.Struct, frozen=True):
     host: str
     port: int
     alias: str
+    embeds: bool = False
 
 
 class Up(msgspec.Struct, frozen=True):
@@ -39,16 +40,15 @@ class Up(msgspec.Struct, frozen=True):
 class LlamaServing:
     """See `engines.base.Serving`. A `host` that ends in `.sock` is a path: a socket of this computer alone."""
 
-    def __init__(
-        self, model: Path, settings: Settings, *, host: str, port: int, alias: str, start_seconds: float
-    ) -> None:
+    def __init__(self, model: Path, serve: Serve, start_seconds: float) -> None:
+        host, port = serve.host, serve.port
         if host.endswith(".sock"):
             Path(host).unlink(missing_ok=True)  # one that was killed leaves it, and it cannot be bound again
         else:
             check_port(host, port)
-        self._child = Child(__name__, native.environment_of(settings), name="the server")
+        self._child = Child(__name__, native.environment_of(serve.settings), name="the server")
         try:
-            self._child.send(msgspec.json.encode(Serve(str(model.resolve()), settings, host, port, alias)))
+            self._child.send(msgspec.json.encode(serve))
             document, _ = self._child.receive(start_seconds, f"starting to serve `{model.name}`")
             up = msgspec.json.decode(document, type=Up)
             if up.problem:
@@ -118,6 +118,9 @@ def parameters(x: Any, serve: Serve) -> Any:
     params.load_mode = load.LLAMA_LOAD_MODE_MMAP if settings.mapped else load.LLAMA_LOAD_MODE_NONE
     _draft(x, params.speculative, settings.drafting)
     params.endpoint_metrics = True
+    params.embedding = params.kv_unified = (
+        serve.embeds
+    )  # apart, texts of a batch are pooled in parts: a wrong vector
     params.cache_ram_mib = 0  # prompts kept beside the cache are memory that no plan has counted: up to 8 GiB
     params.fit_params = (
         False  # the plan has already counted; a second opinion would lower the context silently

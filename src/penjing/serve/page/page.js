@@ -5,24 +5,36 @@ import * as draw from './draw.js';
 const $ = (id) => document.getElementById(id);
 const KEPT_LOOKS = 120, LOOK_MS = 1000;
 const history = { rate: [], first: [], queue: [] };
-let state = null, before = null, running = null;
-let talk = [], timer = null, planned = null;
+let state = null, last = null, running = null;
+let talk = [], timer = null, planned = null, waved = false;
 
 async function fetched(path, options = {}) {
   const key = sessionStorage.getItem('key');
   const headers = { ...options.headers, ...(key ? { Authorization: `Bearer ${key}` } : {}) };
   const reply = await fetch(path, { ...options, headers });
   if (reply.status === 401) {
-    if (!$('key-dialog').open) $('key-dialog').showModal();
+    if (key && sessionStorage.getItem('key') === key) {
+      sessionStorage.removeItem('key');
+      $('key-hint').textContent = 'That key is not known here.';
+    }
+    if (!$('key-dialog').open && !waved) $('key-dialog').showModal();
     throw new Error('a key is needed');
   }
   return reply;
 }
 
-$('key-form').addEventListener('submit', () => {
-  sessionStorage.setItem('key', $('key').value.trim());
+$('key-form').addEventListener('submit', (event) => {
+  const key = $('key').value.trim();
+  if (!/^[!-~]+$/.test(key)) {  // no header could carry it
+    event.preventDefault();
+    $('key-hint').textContent = 'A key has no spaces and no letters beyond ASCII.';
+    return;
+  }
+  sessionStorage.setItem('key', key);
+  $('key').value = $('key-hint').textContent = '';
   look();
 });
+$('key-dialog').addEventListener('cancel', () => { waved = true; });
 
 // ---- what stays ----------------------------------------------------------------------------------------
 
@@ -92,16 +104,20 @@ function scaled(e, factor) {
   return e && e.value !== null ? { value: e.value * factor, low: e.low * factor, high: e.high * factor } : null;
 }
 
+function showEngine(words, up) {
+  if ($('engine').textContent !== words) $('engine').textContent = words;  // else it would be read out each second
+  $('engine').className = up ? 'up' : 'down';
+}
+
 function showLive(now) {
   const words = { up: 'engine up', starting: 'engine starting', down: 'engine down, being started again', stopped: 'stopped' };
-  $('engine').textContent = words[now.engine] ?? now.engine;
-  $('engine').className = now.engine === 'up' ? 'up' : 'down';
+  showEngine(words[now.engine] ?? now.engine, now.engine === 'up');
   $('in-flight').textContent = `${now.in_flight} of ${now.slots}`;
   $('waiting').textContent = now.waiting;
   $('restarts').textContent = now.engine_restarts;
   $('requests').textContent = now.recent.requests;
-  const rate = before && now.at > before.at ? Math.max(0, (now.tokens - before.tokens) / (now.at - before.at)) : null;
-  before = now;
+  const rate = last && now.at > last.at ? Math.max(0, (now.tokens - last.tokens) / (now.at - last.at)) : null;
+  last = now;
   keep(history.rate, rate);
   keep(history.first, now.recent.first_token_seconds);
   keep(history.queue, now.waiting);
@@ -122,11 +138,11 @@ async function look() {
     const reply = await fetched('/live.json');
     if (!reply.ok) throw new Error(`status ${reply.status}`);
     const now = await reply.json();
-    if (now.plans !== planned) await renew(now.plans);
+    const plan = `${now.server} ${now.plans}`;
+    if (plan !== planned) await renew(plan);
     showLive(now);
   } catch (error) {
-    $('engine').textContent = error.message === 'a key is needed' ? 'a key is needed' : 'the server does not answer';
-    $('engine').className = 'down';
+    showEngine(error.message === 'a key is needed' ? 'a key is needed' : 'the server does not answer', false);
   }
   timer = setTimeout(look, LOOK_MS);
 }
@@ -150,6 +166,13 @@ function under(article, words, kind = 'said') {
   article.append(note);
 }
 
+function before(said, kind) {
+  const text = document.createElement('p');
+  text.className = kind;
+  said.before(text);
+  return text;
+}
+
 async function* events(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let buffer = '';
@@ -167,7 +190,8 @@ async function* events(body) {
 
 async function answer() {
   const mine = talk, article = bubble('assistant'), said = article.firstChild, started = performance.now();
-  let content = '', first = null, timings = null;
+  let content = '', thought = null, first = null, timings = null;
+  article.setAttribute('aria-busy', 'true');  // it is read out once, when it is whole
   running = new AbortController();
   $('send').disabled = true;
   $('stop').disabled = false;
@@ -179,12 +203,16 @@ async function answer() {
     if (!reply.ok) throw new Error((await reply.json()).error.message);
     for await (const event of events(reply.body)) {
       if (event.error) throw new Error(event.error.message);
-      const piece = event.choices?.[0]?.delta?.content;
+      const delta = event.choices?.[0]?.delta ?? {}, piece = delta.content;
       if (event.timings) timings = event.timings;
+      if (piece || delta.reasoning_content) first ??= performance.now() - started;
+      if (delta.reasoning_content) {
+        thought ??= before(said, 'thought');
+        thought.append(delta.reasoning_content);
+      }
       if (!piece) continue;
-      first ??= performance.now() - started;
       content += piece;
-      said.textContent = content;
+      said.append(piece);
       $('talk').scrollTop = $('talk').scrollHeight;
     }
   } catch (error) {
@@ -192,11 +220,13 @@ async function answer() {
     else under(article, error.message, 'said error');
   } finally {
     running = null;
+    article.removeAttribute('aria-busy');
     $('send').disabled = false;
     $('stop').disabled = true;
   }
   if (content) mine.push({ role: 'assistant', content });
   else mine.pop();
+  if (thought && !content) under(article, 'nothing was said after these thoughts: allow more tokens');
   if (timings) {
     const predicted = state?.plan.estimate.decode_tokens_per_s.value;
     under(article, `first token after ${draw.seconds((first ?? 0) / 1000)}, ${draw.short(timings.predicted_per_second)} tok/s`
@@ -208,6 +238,7 @@ $('ask-form').addEventListener('submit', (event) => {
   event.preventDefault();
   const words = $('ask').value.trim();
   if (!words || running) return;
+  waved = false;
   $('ask').value = '';
   talk.push({ role: 'user', content: words });
   bubble('user').firstChild.textContent = words;
@@ -234,9 +265,9 @@ window.addEventListener('resize', () => {
   drawing = setTimeout(() => state && showState(), 150);
 });
 
-async function renew(plans) {
+async function renew(plan) {
   state = await (await fetched('/state.json')).json();
-  planned = plans;
+  planned = plan;
   showState();
 }
 

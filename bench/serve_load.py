@@ -154,7 +154,9 @@ async def _asked(url: str, users: int, seed: int) -> Heard:
     draw = random.Random(seed)
     firsts: list[float] = []
     steps: list[float] = []
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+    # a connection for each request: the bare server closes those that wait, at the moment that they are used again
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
+    async with aiohttp.ClientSession(connector=connector) as session:
 
         async def user(prompts: Sequence[str]) -> None:
             for prompt in prompts:

@@ -35,11 +35,13 @@ from penjing.engines.llamacpp import LlamaCpp
 from penjing.fetch import resolve
 from penjing.plan import Plan
 from penjing.probe import load_average
+from penjing.serve.spec import SOCKET
 from penjing.store import read_json
 
 PROMPT, ANSWER, PLANNED, ROUNDS = 128, 64, 16, 3
 AIMS = {"throughput": 0.97, "first_added_seconds": 0.002, "front_bytes": 50e6, "memory_growth": 0.05}
 _WORDS = ("river", "stone", "pine", "moss", "rain", "cloud", "path", "gate", "lamp", "bridge")
+_SHORT_REQUESTS = 100
 _KILLS, _HANG = (0.25, 0.5), 0.75  # of the requests
 
 
@@ -65,6 +67,7 @@ def main() -> int:
         plan = read_json(file, Plan)
         with _front(file) as (url, front), _bare(plan) as bare:
             report |= _raced(url, bare, users, plan)
+            report |= asyncio.run(_added(url, front))
             report |= {"front_bytes": _resident(front), "aim_front_bytes": AIMS["front_bytes"]}
             print(
                 f"front: {report['front_bytes'] / 1e6:.0f} MB (aim {AIMS['front_bytes'] / 1e6:.0f})",
@@ -148,6 +151,29 @@ def _raced(url: str, bare: str, users: Sequence[int], plan: Plan) -> dict[str, A
     return {"rows": rows, "stated_first_token": stated, "p95_at_planned": seen}
 
 
+async def _added(url: str, front: int) -> dict[str, Any]:
+    """What the front adds to the first token: the same engine, asked through it and straight, in turn."""
+    engine = aiohttp.UnixConnector(str(_folder(front) / SOCKET), force_close=True)
+    seconds: dict[str, list[float]] = {"front": [], "straight": []}
+    async with aiohttp.ClientSession() as session, aiohttp.ClientSession(connector=engine) as straight:
+        for number in range(_SHORT_REQUESTS):
+            order = [("front", session, url), ("straight", straight, "http://engine/v1")]
+            for name, asking, where in order if number % 2 == 0 else reversed(order):
+                seconds[name].append((await _request(asking, where, "Hi", 2))[0])
+    added = median(seconds["front"]) - median(seconds["straight"])
+    print(
+        f"front: {1000 * added:+.2f} ms to the first token (aim {1000 * AIMS['first_added_seconds']:.0f})",
+        flush=True,
+    )
+    return {"first_added_seconds": added, "first_short_seconds": seconds}
+
+
+def _folder(front: int) -> Path:
+    """Where a server keeps its spec and the engine's socket."""
+    words = Path(f"/proc/{front}/cmdline").read_bytes().split(b"\0")
+    return Path(os.fsdecode(words[words.index(b"--spec") + 1])).parent
+
+
 async def _asked(url: str, users: int, seed: int) -> Heard:
     """`users` who each ask two to eight times, one request after the other."""
     each = max(2, 8 // users)
@@ -176,10 +202,12 @@ def _text(draw: random.Random) -> str:
     return " ".join(draw.choices(_WORDS, k=PROMPT - 40))
 
 
-async def _request(session: aiohttp.ClientSession, url: str, prompt: str) -> tuple[float, float]:
+async def _request(
+    session: aiohttp.ClientSession, url: str, prompt: str, tokens: int = ANSWER
+) -> tuple[float, float]:
     """Seconds until the first piece, and from it to the end; a forced token keeps every answer at its length."""
     document = {
-        "messages": [{"role": "user", "content": prompt}], "max_tokens": ANSWER, "stream": True,
+        "messages": [{"role": "user", "content": prompt}], "max_tokens": tokens, "stream": True,
         "temperature": 0, "cache_prompt": False, "logit_bias": {"6330": 100},
     }  # fmt: skip
     started, first = time.perf_counter(), None
@@ -207,15 +235,9 @@ def _row(users: int, front: Sequence[Heard], bare: Sequence[Heard]) -> dict[str,
         "first_p95_seconds": firsts[0][int(0.95 * (len(firsts[0]) - 1))],
         "per_token_seconds": median(t for h in front for t in h.per_token),
     }
-    added = (
-        f", first token {1000 * (row['first_seconds'] - row['bare_first_seconds']):+.1f} ms"
-        if users == 1
-        else ""
-    )
     print(
         f"{users:3d} users: {row['tokens_per_s']:6.1f} tok/s, bare {row['bare_tokens_per_s']:6.1f}, ratio {ratio:.3f} "
-        f"(aim {AIMS['throughput']}), first token {row['first_seconds']:.3f} s, p95 {row['first_p95_seconds']:.3f}"
-        f"{added}",
+        f"(aim {AIMS['throughput']}), first token {row['first_seconds']:.3f} s, p95 {row['first_p95_seconds']:.3f}",
         flush=True,
     )
     return row

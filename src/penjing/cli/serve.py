@@ -50,6 +50,7 @@ def _serve(path: Path) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     """What would fail is said before a plan is measured for nothing."""
+    from penjing.engines.llamacpp import LlamaCpp
     from penjing.engines.llamacpp.serving import check_port
     from penjing.serve import keys, names
 
@@ -58,6 +59,7 @@ def _check(args: argparse.Namespace) -> None:
             f"others can reach {args.host}, and no key is asked of them: there is none in `{_keys_file(args)}`",
             hint="penjing keys add NAME, or leave `--host` out",
         )
+    LlamaCpp().check()
     check_port(args.host, args.port)
 
 

@@ -221,6 +221,7 @@ class Engine(Protocol):
     ) -> Serving:  # fmt: skip
         """Start the engine's server; port 0 takes a free one, a host like `/path/x.sock` a socket of its own.
 
-        `embeds`: it gives vectors of texts too, which the model has to know how to.
+        `embeds`: it gives vectors of texts too, which the model has to know how to. Whether the engine can run at all
+        is for `check` to say, before.
         """
         ...

@@ -86,7 +86,6 @@ class LlamaCpp:
         self, model: Path, settings: Settings, *, host: str, port: int, alias: str, embeds: bool = False,
         start_seconds: float = 120,
     ) -> LlamaServing:  # fmt: skip
-        self.check()
         return LlamaServing(
             model, Serve(str(model.resolve()), settings, host, port, alias, embeds), start_seconds
         )

@@ -6,8 +6,6 @@ called before the version, the default parameters and the type names agree with 
 
 from __future__ import annotations
 
-import ctypes
-import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -49,6 +47,8 @@ def check(cpuinfo: Path = Path("/proc/cpuinfo"), openmp: str = "libgomp.so.1", p
 
 
 def _check_version(pinned: str) -> None:
+    import importlib.metadata  # 2 MB, that a server can do without
+
     hint = f"pip install '{PACKAGE}=={pinned}'"
     try:
         version = importlib.metadata.version(PACKAGE)
@@ -59,6 +59,8 @@ def _check_version(pinned: str) -> None:
 
 
 def _check_openmp(name: str) -> None:
+    import ctypes
+
     try:
         ctypes.CDLL(name)
     except OSError:

@@ -74,7 +74,7 @@ def main() -> int:
                 flush=True,
             )
         if args.requests:
-            with _front(file, "--stall", "5") as (url, front):
+            with _front(file, "--stall", "20") as (url, front):
                 report["storm"] = asyncio.run(_storm(url, front, args.requests))
     print(json.dumps(report))
     return 0

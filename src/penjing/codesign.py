@@ -136,8 +136,9 @@ def plan(
     *entries, usual = timed(task, source.header, [*first, baseline(task)], engine, native)
     best = _best(task, entries, usual)
     winner = next((f for f in found if f.allocation == best.allocation), found[0])
-    entered = [*entries, usual, *(_entry(task, f) for f in found[_FINALISTS:])]
-    lost = [_lost(e, best) for e in entered if e is not best]
+    lost = [_lost(e, best) for e in (*entries, usual) if e is not best]
+    composed = _entry(task, winner)  # what was not timed is compared with what was composed as it was
+    lost += [_lost(_entry(task, f), composed) for f in found[_FINALISTS:]]
     why = explain.why(best.name, best.chosen, usual.chosen)
     return Plan(
         model=source.model.name,

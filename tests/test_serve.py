@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import json
 import os
 import shutil
@@ -344,7 +345,9 @@ def frozen(process: int) -> Iterator[None]:
     thread = max(after, key=lambda tid: after[tid] - before.get(tid, 0))
     ptrace = ctypes.CDLL(None, use_errno=True).ptrace
     ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
-    assert ptrace(PTRACE_ATTACH, thread, None, None) == 0, os.strerror(ctypes.get_errno())
+    if ptrace(PTRACE_ATTACH, thread, None, None) != 0:
+        assert ctypes.get_errno() == errno.EPERM, os.strerror(ctypes.get_errno())
+        pytest.skip("this system lets nobody stop a thread of another process")
     os.waitpid(thread, WAIT_FOR_ALL)
     yield
     os.waitpid(thread, WAIT_FOR_ALL)  # its end: until it is taken note of, the process is not gone

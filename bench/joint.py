@@ -42,7 +42,7 @@ from penjing.gguf import read_header, read_model
 from penjing.machine import Machine
 from penjing.plan import Build, Plan, Settings
 from penjing.planner import question_for
-from penjing.probe import load_average
+from penjing.probe import load_average, memory_rate
 from penjing.progress import Bar, say
 from penjing.quality import menu, stock
 from penjing.quality.sensitivity import Sensitivity
@@ -69,7 +69,8 @@ AIMS = {
 }
 STOCK, TOKENS, ROUNDS, TIMED_STEPS = "Q4_K_M", 4096, 3, 64
 ATTEMPTS, SAFETY, NEAR = 3, 0.98, 0.92
-USUAL = 0.95  # of a predicted divergence, that files are measured to have here (docs/log.md)
+USUAL = 0.90  # of a predicted divergence, that files are measured to have here (docs/log.md)
+MEMORY_SECONDS = 4.0
 BANDWIDTH_AIMS = {"q8_0": 0.85, "q4_0": 0.75}
 
 
@@ -150,7 +151,7 @@ def _calibrated(source: Path, folder: Path, given: str | None) -> Sensitivity:
 
         given = str(folder / "sensitivity")
         calibrate(source, Path(given), texts.shipped("calibrate"), LlamaCpp(), tokens=8192, seed=0, say=say)
-    return sensitivities.load(Path(given), sensitivities.model_hash(header))
+    return sensitivities.load_for(Path(given), header)
 
 
 def _divergence(source: Path, file: Path) -> Divergence:
@@ -234,18 +235,12 @@ def _qwen3(folder: Path, _: str | None) -> dict[str, Any]:
     return found | {"ablation": steps, "bandwidth": _bandwidth(folder, source, machine, engine, native)}
 
 
-def _memory_rate(source: Path) -> float:
-    """What the memory gives now: on a machine that is shared it is another rate an hour later."""
-    dram = this_machine(source, fresh=True).tier("DRAM")
-    return (dram.read_bytes_per_s.value if dram else None) or float("nan")
-
-
 def _bandwidth(
     folder: Path, source: Path, machine: Machine, engine: LlamaCpp, native: Native
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Bytes that decode reads a second over what the memory gives, measured in turn, with all matrices in one type."""
     header, model = read_header(source), read_model(source)
-    shares = {}
+    found: dict[str, Any] = {}
     for kind, aim in BANDWIDTH_AIMS.items():
         file = folder / "uniform.gguf"
         slices.write(header, stock.uniform(model, kind), len(model.layers), model.vocabulary, file, native)
@@ -253,19 +248,24 @@ def _bandwidth(
         usual = Settings(
             2, 2, kind in traits.repacked_types, kind in traits.repacked_types, context_tokens=512
         )
-        found = []
+        # on a machine that is shared the memory gives another rate an hour later: it is looked at around each session
+        memory, steps = [memory_rate(MEMORY_SECONDS) or float("nan")], []
         for _ in range(ROUNDS):
-            before = _memory_rate(source)
             with engine.open(file, replace(usual, build=traits.builds[-1], mapped=False)) as session:
-                step = median(s.seconds / s.tokens for s in session.time("decode", 32, 16, 3))
-            rate = (before + _memory_rate(source)) / 2
-            found.append(read_model(file).active_bytes / step / rate)
-        shares[kind] = median(found)
+                steps.append(median(s.seconds / s.tokens for s in session.time("decode", 32, 16, 3)))
+            memory.append(memory_rate(MEMORY_SECONDS) or float("nan"))
+        n_bytes = read_model(file).active_bytes
+        share = median(
+            n_bytes / step / ((before + after) / 2)
+            for step, before, after in zip(steps, memory, memory[1:], strict=False)
+        )
+        found[kind] = {"share": share, "memory_bytes_per_s": memory, "steps": steps, "bytes": n_bytes}
         print(
-            f"qwen3-1.7b in {kind}: decode reads {shares[kind]:.0%} of what memory gives (aim {aim:.0%})",
+            f"qwen3-1.7b in {kind}: decode reads {share:.0%} of what memory gives, {median(memory) / 1e9:.1f} GB/s "
+            f"(aim {aim:.0%})",
             flush=True,
         )
-    return shares
+    return found
 
 
 # ---- in turn ---------------------------------------------------------------------------------------

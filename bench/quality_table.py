@@ -83,7 +83,7 @@ class Bench:
         self.calibrated = calibrate(
             self.source, self.path, texts.shipped("calibrate"), LlamaCpp(), tokens=8192, seed=0, say=say
         )
-        self.sensitivity = sensitivities.load(self.path, sensitivities.model_hash(self.header))
+        self.sensitivity = sensitivities.load_for(self.path, self.header)
         self.makers = {refined: self._shrinker(refined=refined) for refined in (True, False)}
         self.items = {refined: s.items(Goal(bits_per_weight=4.2)) for refined, s in self.makers.items()}
 

@@ -60,6 +60,7 @@ def main() -> int:
     parser.add_argument("--users", default="1,4,16,64")
     parser.add_argument("--requests", type=int, default=10_000)
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a killed bench ends its servers
     users = [int(n) for n in args.users.split(",")]
     report: dict[str, Any] = {"bench": "serve_load", "load_average": load_average()}
     with tempfile.TemporaryDirectory(prefix="penjing-bench-") as folder:

@@ -61,7 +61,7 @@ def test_a_file_comes_back(tmp_path: Path):
     stack = Moments(np.ones((3, 4), np.float32), np.ones((3, 2), np.float32), np.arange(3))
     saved = Sensitivity({"a": moments(), "b": stack}, "m" * 32, "measured", 8192, 7, "t" * 64, "1.2")
     sensitivities.save(tmp_path / "s.npz", saved)
-    loaded = sensitivities.load(tmp_path / "s.npz", "m" * 32)
+    loaded = sensitivities.load(tmp_path / "s.npz")
 
     assert replace(saved, moments={}) == replace(loaded, moments={})
     for name, before in saved.moments.items():
@@ -73,10 +73,33 @@ def test_a_file_comes_back(tmp_path: Path):
 
 def test_the_file_of_another_model_is_refused(tmp_path: Path):
     """Both hashes are named."""
+    header = read_header(gguf_files.write(tmp_path / "m.gguf", FAMILIES["llama"]))
+    here = sensitivities.model_hash(header)
     sensitivities.save(tmp_path / "s.npz", Sensitivity({"a": moments()}, "m" * 32, "measured"))
 
-    with pytest.raises(BadFile, match=r"another model \(mmmm.*xxxx"):
-        sensitivities.load(tmp_path / "s.npz", "x" * 32)
+    with pytest.raises(BadFile, match=rf"another model \(m{{12}}, this one is {here[:12]}\)"):
+        sensitivities.load_for(tmp_path / "s.npz", header)
+
+
+def test_what_was_measured_on_a_folder_fits_by_its_shapes(tmp_path: Path):
+    """It names no weights of a file; a matrix of another size, or none of that name, is another model."""
+    path = gguf_files.write(tmp_path / "m.gguf", FAMILIES["llama"])
+    header, model = read_header(path), read_model(path)
+    matrix = next(t for t in model.tensors if stock.is_quantized(t))
+
+    def loaded(name: str, columns: int, rows: int) -> Sensitivity:
+        known = {name: moments(columns=columns, rows=rows)}
+        sensitivities.save(tmp_path / "s.npz", Sensitivity(known, "", "measured"))
+        return sensitivities.load_for(tmp_path / "s.npz", header)
+
+    columns, rows = matrix.shape[:2]
+    assert loaded(matrix.name, columns, rows).model == sensitivities.model_hash(header)
+    with pytest.raises(
+        BadFile, match=rf"`{matrix.name}`, \({columns}, {rows + 1}\) when it was measured, is"
+    ):
+        loaded(matrix.name, columns, rows + 1)
+    with pytest.raises(BadFile, match="is not in this one"):
+        loaded("blk.99.attn_q.weight", columns, rows)
 
 
 @pytest.mark.parametrize("cut", [0, 10, 200, 900])

@@ -481,6 +481,11 @@ def test_with_keys_nothing_is_open_but_health(tiny: Path, tmp_path: Path):
             assert caught.value.code == 401
             caught.value.close()
         assert got(url, "/health") == {"status": "ok"}
+        page_of_others = urllib.request.Request(f"{url}/models", headers={"Origin": "http://evil.example"})
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(page_of_others, timeout=20)
+        assert caught.value.code == 403
+        caught.value.close()
         for key, right in (("wrong", False), (secret, True)):
             with openai.OpenAI(base_url=url, api_key=key, timeout=60, max_retries=0) as asking:
                 if right:
@@ -492,6 +497,8 @@ def test_with_keys_nothing_is_open_but_health(tiny: Path, tmp_path: Path):
         done = command.finish(20)
 
     assert '"key": "alice"' in done.stderr and secret not in done.stderr
+    lines = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
+    assert [line["status"] for line in lines if line["event"] == "turned_away"] == [401] * 5 + [403, 401]
 
 
 def test_others_need_keys(tiny: Path, tmp_path: Path):

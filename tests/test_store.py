@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
+from subprocess import PIPE, Popen
 
 import pytest
 
@@ -14,6 +16,18 @@ from penjing.probe.load import busy_share
 from penjing.rates import Knobs, Rates
 from penjing.workload import Workload
 
+_TAKE = """
+import sys
+from pathlib import Path
+from penjing import store
+from penjing.errors import UserError
+lock = store.alone(Path(sys.argv[1]))
+try:
+    lock.__enter__()
+except UserError as error:
+    sys.exit(f"{error}; {error.hint}")
+print("taken", flush=True)
+"""
 KNOBS = Knobs("decode", 2, True, "auto", "f16", 0)
 
 
@@ -47,6 +61,32 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 
     assert b"old" == path.read_bytes()
     assert [path] == list(tmp_path.iterdir())
+
+
+def test_one_process_at_a_time_makes_a_file(tmp_path):
+    """Who comes second is told so, whatever he would have overwritten; after the first one the place is free."""
+    out = tmp_path / "small.gguf"
+    with store.alone(out):
+        taken = Popen([sys.executable, "-c", _TAKE, str(out)], stderr=PIPE, text=True).communicate()[1]
+        with store.alone(tmp_path / "other.gguf"):
+            pass
+    with store.alone(out):
+        pass
+
+    assert "another process is making" in taken and "small-2.gguf" in taken
+    assert [] == list(tmp_path.iterdir())
+
+
+def test_a_killed_process_leaves_no_lock(tmp_path):
+    """What it held is free at once, although its file is still there."""
+    out = tmp_path / "small.gguf"
+    with Popen([sys.executable, "-c", _TAKE + "input()", str(out)], stdin=PIPE, stdout=PIPE) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == b"taken\n"
+        holder.kill()
+
+    assert out.with_name("small.gguf.lock").exists()
+    with store.alone(out):
+        pass
 
 
 def test_an_unwritable_place_is_said_in_words(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from typing import Literal
 import msgspec
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 
 from penjing.errors import BadFile
 from penjing.gguf.header import Header
@@ -57,11 +58,38 @@ def save(path: Path, sensitivity: Sensitivity) -> None:
     write_atomically(path, content.getvalue())
 
 
-def load(path: Path, model_hash: str = "") -> Sensitivity:
-    """The sensitivity in a file; if `model_hash` is given, it must be that model's.
+def load_for(path: Path, header: Header) -> Sensitivity:
+    """The sensitivity in a file, for the model that `header` describes.
+
+    One that was measured on a folder of safetensors knows no weights of a GGUF file: there all shapes have to be the
+    same.
 
     Raises:
         BadFile: no sensitivity file, a damaged one, or that of another model.
+    """
+    found, here = load(path), model_hash(header)
+    if not found.model:
+        _check_shapes(path, found, header)
+    elif found.model != here:
+        raise _bad(path, f"is that of another model ({found.model[:12]}, this one is {here[:12]})")
+    return replace(found, model=here)
+
+
+def _check_shapes(path: Path, sensitivity: Sensitivity, header: Header) -> None:
+    """Raises BadFile for a matrix of other rows or columns than its moments have, or none."""
+    shapes = {info.name: info.shape[:2] for info in header.tensors}
+    for name, moments in sensitivity.moments.items():
+        measured = (moments.inputs.shape[-1], moments.outputs.shape[-1])
+        if shapes.get(name) != measured:
+            there = f"is {shapes[name]} here" if name in shapes else "is not in this one"
+            raise _bad(path, f"is that of another model: `{name}`, {measured} when it was measured, {there}")
+
+
+def load(path: Path) -> Sensitivity:
+    """The sensitivity in a file, whatever model it is of.
+
+    Raises:
+        BadFile: no sensitivity file, or a damaged one.
     """
     try:
         # opened here, for np.load leaves a file open that it does not understand
@@ -77,8 +105,6 @@ def load(path: Path, model_hash: str = "") -> Sensitivity:
         raise BadFile(f"cannot read `{path}`: {error.strerror or error}") from error
     except _DAMAGED as error:
         raise _bad(path, "is not a sensitivity file, or a damaged one") from error
-    if model_hash and about.model != model_hash:
-        raise _bad(path, f"is that of another model ({about.model[:12]}, this one is {model_hash[:12]})")
     return Sensitivity(
         moments, about.model, about.source, about.tokens, about.seed, about.text_sha256, about.version
     )

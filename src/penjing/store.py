@@ -96,6 +96,37 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Keeps other processes from making `out` while the block runs.
+
+    The lock is on the file `OUT.lock`, and goes with the process, however that ends.
+
+    Raises:
+        Unavailable: another process is making it, or the folder cannot be written.
+    """
+    import fcntl
+
+    lock = out.with_name(out.name + ".lock")
+    try:
+        file = lock.open("wb")
+    except OSError as error:
+        raise _unwritable(lock, error) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            other = out.with_name(f"{out.stem}-2{out.suffix}")
+            raise Unavailable(
+                f"another process is making `{out}`",
+                hint=f"wait for it, or take another name: `--out {other}`",
+            ) from None
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
 def _umask() -> int:
     mask = os.umask(0o077)
     os.umask(mask)

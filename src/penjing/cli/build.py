@@ -48,7 +48,8 @@ def command(args: argparse.Namespace) -> int:
     goal = _planned(args.plan, model) if args.plan else _goal(args, source)
     shrinker = Shrinker(header, model, sensitivity, LlamaCpp(), native, refined=not args.plain, say=say)
     pages = texts.shipped("choose"), texts.shipped("report")
-    built = shrinker.shrink(goal, out, finalists=args.finalists, texts=pages)
+    with store.alone(out):
+        built = shrinker.shrink(goal, out, finalists=args.finalists, texts=pages)
     _say_if_missed(goal.max_kld, built.measured.kld)
     if args.json:
         show.document(described(built))
@@ -127,7 +128,7 @@ def _goal(args: argparse.Namespace, source: Path) -> Goal:
 
 def sensitivity_for(name: str | None, header: Header, model: Model, native: Native) -> Sensitivity:
     if name:
-        return sensitivities.load(Path(name), sensitivities.model_hash(header))
+        return sensitivities.load_for(Path(name), header)
     say(
         "no sensitivity is given, so a prior is assumed: what matters in models like this one; `penjing calibrate` "
         "measures what matters in this one, for less loss in the same bytes and a prediction to go by"

@@ -10,7 +10,7 @@ from pathlib import Path
 # Threads that spin while they wait for each other crawl beside other work on the same cores; set before torch.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from penjing import texts
+from penjing import store, texts
 from penjing.cli import setting, show
 from penjing.engines.llamacpp import LlamaCpp
 from penjing.errors import Unavailable
@@ -33,7 +33,8 @@ def command(args: argparse.Namespace) -> int:
         )
     from penjing.calibrate.task import calibrate
 
-    done = calibrate(source, out, text, LlamaCpp(), tokens=args.tokens, seed=args.seed, say=say)
+    with store.alone(out):
+        done = calibrate(source, out, text, LlamaCpp(), tokens=args.tokens, seed=args.seed, say=say)
     if args.json:
         show.document(done)
     else:

@@ -208,24 +208,32 @@ def _started_as(way: Way) -> Engine:
 
 
 def _row(device: Device, shapes: Shapes, way: Way, job: Job) -> dict[str, float]:
-    weights = way.weights
-    dense, routed = shapes.dense * weights.bits / 8, shapes.routed * weights.routed_bits / 8
-    head, lookup = shapes.head * weights.end_bits / 8, shapes.lookup * weights.end_bits / 8
-    if weights.file_bytes:
-        scale = weights.file_bytes / (dense + routed + head + lookup)
-        dense, routed, head, lookup = dense * scale, routed * scale, head * scale, lookup * scale
-    element = way.cache_bits / 8
-    cores = min(1.0, way.threads / device.cores) if way.threads and device.cores else 1.0
+    return {
+        **_classes(device, way),
+        **_of_device(device, way),
+        **_of_shapes(shapes),
+        **_bytes(shapes, way),
+        **_of_way(device, shapes, way),
+        **_of_job(job),
+    }
+
+
+def _classes(device: Device, way: Way) -> dict[str, int]:
     return {
         "memory_class": MEMORIES.index(memory_class(device)),
         "maker_class": MAKERS.index(maker(device)),
         "path_class": PATHS.index(path(device, way)),
         "engine_class": ENGINES.index(way.engine),
-        "kernel_class": KERNELS.index(weights.kernel),
+        "kernel_class": KERNELS.index(way.weights.kernel),
         "compute_class": KERNELS.index(_computed_as(device, way)),
         "launch_class": MAKERS.index(_launched_like(device, way)),
         "started_class": ENGINES.index(_started_as(way)),
         "link_class": LINKS.index(device.link),
+    }
+
+
+def _of_device(device: Device, way: Way) -> dict[str, float]:
+    return {
         "bandwidth": device.bytes_per_s,
         "rate": device.rate(arithmetic(device, way)),
         "wide_rate": device.rate("fp16"),
@@ -236,6 +244,11 @@ def _row(device: Device, shapes: Shapes, way: Way, job: Job) -> dict[str, float]
         "host_link": device.host_link_bytes_per_s,
         "host_bandwidth": device.host_bytes_per_s or 80e9,
         "host_rate": device.host_operations_per_s or 10e12,
+    }
+
+
+def _of_shapes(shapes: Shapes) -> dict[str, float]:
+    return {
         "width": shapes.width,
         "layers": shapes.layers,
         "moe_layers": shapes.moe_layers,
@@ -244,15 +257,6 @@ def _row(device: Device, shapes: Shapes, way: Way, job: Job) -> dict[str, float]
         "dense": shapes.dense,
         "routed": shapes.routed,
         "head": shapes.head,
-        "dense_bytes": dense,
-        "routed_bytes": routed,
-        "head_bytes": head,
-        "lookup_bytes": lookup,
-        "cache_bytes": shapes.cache * element,
-        "window_cache_bytes": shapes.window_cache * element,
-        "read_bytes": shapes.read * element,
-        "window_read_bytes": shapes.window_read * element,
-        "index_read_bytes": shapes.index_read * element,
         "window": shapes.window_tokens,
         "seen": shapes.seen_tokens,
         "state_bytes": shapes.state_bytes,
@@ -260,6 +264,30 @@ def _row(device: Device, shapes: Shapes, way: Way, job: Job) -> dict[str, float]
         "window_attention": shapes.window_attention,
         "latent_attention": shapes.latent_attention,
         "kv_heads": shapes.kv_heads,
+    }
+
+
+def _bytes(shapes: Shapes, way: Way) -> dict[str, float]:
+    """Of weights, as large together as the file where its size is known, and of the cache."""
+    weights, element = way.weights, way.cache_bits / 8
+    stored = {
+        "dense_bytes": shapes.dense * weights.bits / 8,
+        "routed_bytes": shapes.routed * weights.routed_bits / 8,
+        "head_bytes": shapes.head * weights.end_bits / 8,
+        "lookup_bytes": shapes.lookup * weights.end_bits / 8,
+    }
+    scale = weights.file_bytes / sum(stored.values()) if weights.file_bytes else 1.0
+    return {name: n * scale for name, n in stored.items()} | {
+        "cache_bytes": shapes.cache * element,
+        "window_cache_bytes": shapes.window_cache * element,
+        "read_bytes": shapes.read * element,
+        "window_read_bytes": shapes.window_read * element,
+        "index_read_bytes": shapes.index_read * element,
+    }
+
+
+def _of_way(device: Device, shapes: Shapes, way: Way) -> dict[str, float]:
+    return {
         "tensor": way.tensor,
         "pipeline": way.pipeline,
         "data": way.data,
@@ -269,12 +297,18 @@ def _row(device: Device, shapes: Shapes, way: Way, job: Job) -> dict[str, float]
         "host_dense": way.host_dense,
         "micro_batch": way.micro_batch or 8192,
         "most_sequences": way.most_sequences or np.nan,
-        "share_of_cores": cores,
+        "share_of_cores": min(1.0, way.threads / device.cores) if way.threads and device.cores else 1.0,
         "threads": way.threads or np.inf,
         "disk": way.on_disk,
         "flash": way.flash,
         "batched": way.batched,
         "age": (way.year or _YEAR) - _YEAR,
+        "absorbed": way.engine in ("llama", "cpu"),
+    }
+
+
+def _of_job(job: Job) -> dict[str, float]:
+    return {
         "sequences": job.sequences if job.sequences is not None else np.nan,
         "prompt": job.prompt_tokens,
         "depth": job.depth_tokens,
@@ -283,5 +317,4 @@ def _row(device: Device, shapes: Shapes, way: Way, job: Job) -> dict[str, float]
         "varied": job.varied,
         "loaded": job.loaded,
         "served": job.served,
-        "absorbed": way.engine in ("llama", "cpu"),
     }

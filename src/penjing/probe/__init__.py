@@ -92,18 +92,29 @@ def _present() -> Machine:
     )
 
 
-def _measured(now: Machine, say: Say) -> Machine:
-    """`now` with everything that takes time: accelerators, caches and rates."""
-    say("looking for accelerators")
-    found = accelerators.find()
-    allowed = cpu.allowed_cpus()
-    placement = topology.placement(allowed)
-    levels = bandwidth.levels(
-        topology.caches(allowed=allowed),
+def memory_rate(seconds: float) -> float | None:
+    """Bytes per second that the memory gives at this moment, read for about `seconds`; None if nobody can tell."""
+    now = _present()
+    *_, dram = _levels(now)
+    return bandwidth.measure_apart(
+        dram, topology.placement(cpu.allowed_cpus()), seconds
+    ).read_bytes_per_s.value
+
+
+def _levels(now: Machine) -> list[bandwidth.Level]:
+    return bandwidth.levels(
+        topology.caches(allowed=cpu.allowed_cpus()),
         bandwidth.thread_counts(_threads(now), now.cores.physical or _threads(now)),
         now.memory_available_bytes,
         now.memory_total_bytes,
     )
+
+
+def _measured(now: Machine, say: Say) -> Machine:
+    """`now` with everything that takes time: accelerators, caches and rates."""
+    say("looking for accelerators")
+    found = accelerators.find()
+    placement, levels = topology.placement(cpu.allowed_cpus()), _levels(now)
     tiers = []
     for level in levels:
         say(f"reading from {level.name}")

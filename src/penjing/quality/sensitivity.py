@@ -93,8 +93,8 @@ class Moments(Struct, frozen=True):
 class Sensitivity(Struct, frozen=True):
     """All moments of a model and where they come from.
 
-    `model` is the hash of the weights' content that they belong to, empty for a prior that fits every model of its
-    kind; `source` is `measured` or `assumed`.
+    `model` is the hash of the weights' content that they belong to, empty for what was measured on a folder of
+    safetensors; `source` is `measured` or `assumed`.
     """
 
     moments: Mapping[str, Moments]

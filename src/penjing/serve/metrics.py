@@ -14,7 +14,7 @@ from penjing.plan import Plan
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 120)
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
-_RECENT_SECONDS, _MOST_RECENT = 60.0, 4096
+_RECENT_SECONDS, _MOST_RECENT = 60.0, 1024
 
 
 class Done(Struct, frozen=True):
@@ -33,7 +33,7 @@ class Done(Struct, frozen=True):
 
 
 class Metrics:
-    """Counters since the start, and the last minute."""
+    """Counters since the start, and the last minute, of which at most so many answers are remembered."""
 
     def __init__(self, plan: Plan) -> None:
         self.registry = CollectorRegistry()
@@ -80,6 +80,8 @@ class Metrics:
         if not done.answer_tokens:
             return  # a vector has no first token
         self._recent.append(done)
+        while done.at - self._recent[0].at > _RECENT_SECONDS:
+            self._recent.popleft()
         self._answer.inc(done.answer_tokens)
         self._first.observe(done.first_seconds)
         if done.answer_tokens > 1:

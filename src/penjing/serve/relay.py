@@ -152,11 +152,13 @@ class Answer:
         try:
             async for piece in self._reply.content.iter_any():
                 held += piece
-                if end := held.rfind(b"\n\n") + 2 * (b"\n\n" in held):
+                if (end := held.rfind(b"\n\n") + 2) >= 2:
                     self.first_at = self.first_at or time.monotonic()
                     self._read(held[:end])
                     yield held[:end]
                     held = held[end:]
+            if held:
+                yield held
         except aiohttp.ClientError as error:
             raise lost() from error
 

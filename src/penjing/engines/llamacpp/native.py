@@ -30,8 +30,6 @@ from penjing.engines.llamacpp import library
 from penjing.engines.llamacpp.kernels import KernelTimer
 from penjing.errors import EngineError, EngineUnusable, Unavailable, UserError
 from penjing.plan import Settings
-from penjing.probe import cpu
-from penjing.probe.text import ROOT, read
 from penjing.rates import Kernel
 from penjing.units import GIB, show_bytes
 
@@ -58,6 +56,8 @@ class Build(Struct, frozen=True):
 
 def folder() -> Path:
     """Where the build for this processor and Python lies, or would lie."""
+    from penjing.probe import cpu  # here, because a server of the wheel would carry a megabyte for nothing
+
     made_for = f"{cpu.name()} {' '.join(_cpu_flags())} {sys.implementation.cache_tag}"
     mark = hashlib.sha256(made_for.encode()).hexdigest()[:8]
     return store.cache_dir() / "engines" / f"{library.PACKAGE}-{library.PINNED}-native-{mark}"
@@ -122,6 +122,8 @@ def build(progress: Callable[[float], None]) -> Build:
 
 
 def _built(work: Path, target: Path, compiler: str, progress: Callable[[float], None]) -> Build:
+    from penjing.probe import cpu
+
     stage, log, start = work / "engine", target.with_name(target.name + ".log"), time.monotonic()
     _install(stage, work, log, progress)
     try_out(stage, log)
@@ -237,6 +239,9 @@ def _check_room(place: Path) -> None:
 
 def _cpu_flags() -> list[str]:
     """All that the processor says it can: the compiler uses more of it than we have names for."""
+    from penjing.probe import cpu
+    from penjing.probe.text import ROOT, read
+
     fields = cpu.parse_cpuinfo(read(ROOT / "proc/cpuinfo"))
     return sorted(f"{fields.get('flags', '')} {fields.get('Features', '')}".split())
 

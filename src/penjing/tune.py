@@ -323,13 +323,7 @@ def _kld(reference: np.ndarray, other: np.ndarray) -> float:
     """Sum over rows of KL(softmax(reference) ‖ softmax(other)); both of shape (rows, vocabulary)."""
     import numpy as np
 
-    p, q = (_log_softmax(x.astype(np.float64)) for x in (reference, other))
-    return float((np.exp(p) * (p - q)).sum())
+    from penjing.evaluate import log_softmax
 
-
-def _log_softmax(x: np.ndarray) -> np.ndarray:
-    import numpy as np
-
-    shifted = x - x.max(axis=1, keepdims=True)
-    result: np.ndarray = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return result
+    p, q = log_softmax(reference), log_softmax(other)
+    return float((np.exp(p) * (p - q)).sum(dtype=np.float64))

@@ -1,4 +1,4 @@
-"""`penjing engine build` with the real sources and compiler: minutes of both cores, so that `make native` runs it once."""
+"""`penjing engine build` with the real sources and compiler: minutes of both cores, once by `make native`."""
 
 from __future__ import annotations
 

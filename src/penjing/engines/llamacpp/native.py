@@ -221,6 +221,8 @@ def _how_to_install() -> str:
     known = {
         "apt-get": "apt-get install cmake g++ python3-dev",
         "dnf": "dnf install cmake gcc-c++ python3-devel",
+        "zypper": "zypper install cmake gcc-c++ python3-devel",
+        "pacman": "pacman -S cmake gcc",
         "brew": "brew install cmake",
     }
     return next(

@@ -1,10 +1,11 @@
 """Types and settings chosen together, against the engine as installed with the stock Q4_K_M of the same source.
 
     python bench/joint.py [--only SmolLM2] [--sensitivity FILE]      about half an hour on two cores
+    python bench/joint.py --all      more prompts, and the ablation of the large shape: some ten minutes more
 
 SmolLM2: an F16 source off every grid (natural_f16.py), calibrated here or by the file given. The stock mix is built
 as `llama-quantize` does without an importance matrix, and its KL divergence is measured: penjing's files may not
-exceed it. For a long answer, a prompt and a long prompt with every build of the engine, and for the prompts with the
+exceed it. For a long answer, a prompt and a long prompt with every build of the engine, and for a prompt with the
 wheel alone, a plan is made, built and measured, twice or thrice where what was measured says so, and then all run in
 turn, in new processes in each round. Qwen3-1.7B: random weights, so that divergences are predicted (from a prior) for
 both sides, and files have random weights in the chosen types. For it the rate at which decode reads weights is laid
@@ -57,10 +58,12 @@ WORKLOADS = {
     "prompt": Workload(512, 32),
     "long prompt": Workload(2000, 100),
 }
-CASES = [("all builds", name) for name in WORKLOADS] + [
-    ("wheel alone", "prompt"),
-    ("wheel alone", "long prompt"),
-]
+# by model: builds that may be taken, and the workload; first those that have an aim
+CASES = {
+    "SmolLM2": [*(("all builds", name) for name in WORKLOADS), ("wheel alone", "prompt")],
+    "qwen3-1.7b": [("all builds", "long answer"), ("all builds", "prompt")],
+}
+MORE = {"SmolLM2": [("wheel alone", "long prompt")], "qwen3-1.7b": [("all builds", "long prompt")]}
 ABLATED = "prompt"
 AIMS = {
     ("SmolLM2", "all builds"): {"decode": 1.15, "prefill": 2.5},
@@ -70,7 +73,6 @@ AIMS = {
 STOCK, TOKENS, ROUNDS, TIMED_STEPS = "Q4_K_M", 4096, 3, 64
 ATTEMPTS, SAFETY, NEAR = 3, 0.98, 0.92
 USUAL = 0.95  # of a predicted divergence, that files are measured to have here at most (docs/log.md)
-CALIBRATED = 4096  # tokens
 MEMORY_SECONDS = 4.0
 BANDWIDTH_AIMS = {"q8_0": 0.85, "q4_0": 0.75}
 
@@ -103,12 +105,14 @@ def main() -> int:
     )
     parser.add_argument("--only", choices=("SmolLM2", "qwen3-1.7b"))
     parser.add_argument("--sensitivity", metavar="FILE", help="of the F16 source; left out: calibrated here")
+    parser.add_argument("--all", action="store_true", help="also the cases that have no aim")
     args = parser.parse_args()
     report: dict[str, Any] = {"bench": "joint", "load_average": load_average()}
     with tempfile.TemporaryDirectory(prefix="penjing-bench-", dir="/var/tmp") as folder:
         for name, run in (("SmolLM2", _smollm2), ("qwen3-1.7b", _qwen3)):
             if args.only in (None, name):
-                report[name] = run(Path(folder), args.sensitivity)
+                cases = [*CASES[name], *(MORE[name] if args.all else ())]
+                report[name] = run(Path(folder), cases, args)
     print(json.dumps(report))
     return 0
 
@@ -116,11 +120,11 @@ def main() -> int:
 # ---- SmolLM2: built and measured -------------------------------------------------------------------
 
 
-def _smollm2(folder: Path, given: str | None) -> dict[str, Any]:
+def _smollm2(folder: Path, cases: Sequence[tuple[str, str]], args: argparse.Namespace) -> dict[str, Any]:
     source = folder / "source.gguf"
     natural_f16.write(resolve(None), source)
     header, model, engine, native = read_header(source), read_model(source), LlamaCpp(), Native()
-    sensitivity = _calibrated(source, folder, given)
+    sensitivity = _calibrated(source, folder, args.sensitivity)
     stock_file = folder / f"{STOCK}.gguf"
     builder = Builder(header, None, native)
     types = stock.mix(model, STOCK)
@@ -132,7 +136,7 @@ def _smollm2(folder: Path, given: str | None) -> dict[str, Any]:
     )
     shrinker = Shrinker(header, model, sensitivity, engine, native)
     machine, contestants, steps, kinder = this_machine(source), [], {}, USUAL
-    for builds, name in CASES:
+    for builds, name in cases:
         question = _question(source, machine, replace(WORKLOADS[name], max_kld=limit), builds)
         opened = codesign.Source.of(header, model, sensitivity, native, question.budget_bytes)
         if (builds, name) == ("all builds", ABLATED):
@@ -151,9 +155,7 @@ def _calibrated(source: Path, folder: Path, given: str | None) -> Sensitivity:
         from penjing.calibrate.task import calibrate
 
         given = str(folder / "sensitivity")
-        calibrate(
-            source, Path(given), texts.shipped("calibrate"), LlamaCpp(), tokens=CALIBRATED, seed=0, say=say
-        )
+        calibrate(source, Path(given), texts.shipped("calibrate"), LlamaCpp(), tokens=8192, seed=0, say=say)
     return sensitivities.load_for(Path(given), header)
 
 
@@ -217,7 +219,7 @@ def _within(
 # ---- Qwen3-1.7B: random weights --------------------------------------------------------------------
 
 
-def _qwen3(folder: Path, _: str | None) -> dict[str, Any]:
+def _qwen3(folder: Path, cases: Sequence[tuple[str, str]], args: argparse.Namespace) -> dict[str, Any]:
     source = folder / "source.gguf"
     random_model.write(source, "qwen3-1.7b", "F16")
     header, model, engine, native = read_header(source), read_model(source), LlamaCpp(), Native()
@@ -230,16 +232,16 @@ def _qwen3(folder: Path, _: str | None) -> dict[str, Any]:
     limit = menu.priced(opened.items, {STOCK: types})[STOCK].kld
     stock_file = folder / f"{STOCK}.gguf"
     slices.write(header, types, len(model.layers), model.vocabulary, stock_file, native)
-    for name, workload in WORKLOADS.items():
-        question = _question(source, machine, replace(workload, max_kld=limit), "all builds")
-        if name == ABLATED:
+    for builds, name in cases:
+        question = _question(source, machine, replace(WORKLOADS[name], max_kld=limit), builds)
+        if args.all and name == ABLATED:
             steps[name] = _ablated(opened, question, engine, native, name)
         plan = codesign.plan(opened, question, engine, native, say=say)
         file = folder / f"{name}.gguf"
         slices.write(header, plan.chosen.types, len(model.layers), model.vocabulary, file, native)
         kld = plan.chosen.estimate.kld.value or 0.0
-        contestants.append(Contestant("penjing", name, "all builds", str(file), plan.chosen.settings, kld))
-        contestants.append(Contestant("stock", name, "all builds", str(stock_file), question.default, limit))
+        contestants.append(Contestant("penjing", name, builds, str(file), plan.chosen.settings, kld))
+        contestants.append(Contestant("stock", name, builds, str(stock_file), question.default, limit))
     found = _raced("qwen3-1.7b", contestants, engine)
     return found | {"ablation": steps, "bandwidth": _bandwidth(folder, source, machine, engine, native)}
 

@@ -133,7 +133,7 @@ def test_the_file_is_built_as_planned(place, planned):
     assert {name: types[name] for name in planned["chosen"]["types"]} == planned["chosen"]["types"]
     assert report["measured"]["kld"] >= 0
     of_types = planned["chosen"]["estimate"]["kld"]["value"] - cache_kld(place, planned["chosen"]["settings"])
-    assert report["predicted_kld"] == pytest.approx(of_types, rel=1e-6)
+    assert report["predicted_kld"] == pytest.approx(of_types, rel=1e-4)
 
 
 def cache_kld(place: Path, settings: dict) -> float:

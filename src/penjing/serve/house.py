@@ -71,7 +71,7 @@ def keep_heap_small() -> None:
     """Have the C library give large blocks back to the system, as it does until the first of them is freed.
 
     asyncio reads into a block of 256 KiB and cuts it to what came. Once such blocks come from the heap, every request
-    touches pages that none did before it: 4 MB more in 10 000 requests (docs/log.md).
+    touches pages that none did before it: 3 MB more in 9000 requests (docs/log.md).
     """
     with contextlib.suppress(AttributeError, OSError):  # other C libraries have no such knob
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)

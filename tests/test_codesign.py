@@ -68,6 +68,18 @@ def test_types_and_settings_are_planned_together(place, planned):
     assert any("the prompt takes" in note for note in planned["notes"])
 
 
+def test_a_memory_that_changed_meanwhile_is_told(place, planned):
+    """Rates that were taken while it gave much less and then much more are called unfit."""
+    (kept,) = (place / "cache").glob("**/passes/*.json")
+    rates = json.loads(kept.read_bytes())
+    assert len(rates["memory_bytes_per_s"]) > 1
+    kept.write_text(json.dumps(rates | {"memory_bytes_per_s": [33e9, 58e9]}))
+    done = run(place, "plan", place / "source.gguf", "--max-kld", "0.5", *SHORT, "--json", *known(place))
+    kept.write_text(json.dumps(rates))
+    (told,) = (note for note in json.loads(done.stdout)["notes"] if note.startswith("memory gave"))
+    assert "30.7 GiB/s to 54.0 GiB/s" in told and "--fresh" in told
+
+
 def test_what_a_quantized_cache_costs(place, planned, monkeypatch):
     """It is measured on the source where memory is short, and known from then on; elsewhere it is not asked."""
     monkeypatch.setenv("PENJING_CACHE", str(place / "cache"))

@@ -31,6 +31,7 @@ from penjing.search import candidates, choose, explain, joint
 from penjing.search.choose import Question
 from penjing.search.joint import Found, Task
 from penjing.sensitivities import model_hash
+from penjing.units import show_bytes
 
 Say = Callable[[str], None]
 _FINALISTS = 3
@@ -39,6 +40,9 @@ _AMPLE_BITS = 5.5  # per weight, of the memory that there is
 _MOST_ROOM = 0.7  # of the memory, that the source may take where it is run
 _CACHE_TOKENS = 256
 _UNSTEADY = 0.2  # relative deviation of a machine's pace
+_SWING = (
+    1.35  # of the most that memory gave to the least; neighbours and looks of half a second make up to 1.2
+)
 _LEFT_OUT = frozenset(
     {"mxfp4", "nvfp4"}
 )  # for weights that were trained in them; here others are nearer and faster
@@ -171,6 +175,11 @@ def _unsteady(task: Task) -> Iterator[str]:
         yield (
             f"the machine's pace changed by {rates.pace_spread:.0%} while its rates were taken: times are unfit to "
             "rely on; try again when it is quiet, with `--fresh`"
+        )
+    if (memory := rates.memory_bytes_per_s) and max(memory) > _SWING * min(memory):
+        yield (
+            f"memory gave {show_bytes(min(memory))}/s to {show_bytes(max(memory))}/s while rates were taken: times of "
+            "answers are unfit to rely on; try again when it is quiet, with `--fresh`"
         )
 
 

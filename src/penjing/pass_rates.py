@@ -35,6 +35,7 @@ from penjing.formats import BY_NAME
 from penjing.gguf.header import Header
 from penjing.machine import Machine
 from penjing.model import Model
+from penjing.probe import memory_rate
 from penjing.progress import Bar, bar
 from penjing.quality import stock
 from penjing.quantize.native import Native
@@ -46,15 +47,12 @@ _DEEP_REPEATS = (
     7  # of decode at depth: attention is little beside few layers, and a difference of two timings
 )
 _COMMON = ("q4_0", "q4_K", "q6_K", "q8_0")
-_SLICE_VOCABULARY = 256
 _SLICE_BITS = 4.25  # per weight, of the smallest type whose slice must not fit into the last-level cache
 _COLD, _MOST_COLD_BYTES = 6, 2**29  # of a slice for decode, in bytes that count as cold for a single matrix
 _LEAST_LAYERS, _PREFILL_WEIGHTS = 2, 8e7
 _LEAST_STEPS = 2  # of decode in a sample
 _MOST_SECONDS = 3.0  # of a sample of decode
-_CONTEXT = 2304  # tokens
-_START_SECONDS = 120.0
-_PACE_TOKENS, _PACE_STEPS = 32, 4
+_MEMORY_SECONDS = 0.5
 _LEAST_CPU_SHARE = 0.7
 
 
@@ -128,10 +126,12 @@ class _Slicer:
         self._rates, self._traits, self._model, self._points = rates, traits, model, points
         self._reference = reference
         self._disturbed = 0
+        self._memory: list[float] = []
 
     def all(self, kinds: Sequence[str], threads: Sequence[int], shown: Bar) -> PassRates:
         rates = self._rates
         for kind in kinds:
+            self._look_at_memory()
             rates = replace(rates, slices={**rates.slices, kind: self._slice(kind)})
             shown.advance(1)
         if not rates.head.timings:
@@ -140,11 +140,18 @@ class _Slicer:
         if not rates.others.timings:
             rates = replace(rates, others=self._others(threads))
             shown.advance(1)
+        self._look_at_memory()
         return replace(
             rates,
             disturbed=rates.disturbed + self._disturbed,
             pace_spread=max(rates.pace_spread, self._reference.spread),
+            memory_bytes_per_s=(*rates.memory_bytes_per_s, *self._memory),
         )
+
+    def _look_at_memory(self) -> None:
+        """The reference computes too much to show all of what the memory does (docs/log.md: it gave 33 and 58 GB/s)."""
+        if rate := memory_rate(_MEMORY_SECONDS):
+            self._memory.append(rate)
 
     def _slice(self, kind: str) -> Rates:
         found = Rates(self._rates.engine_version)

@@ -159,6 +159,7 @@ class PassRates(Struct, frozen=True):
         kernels: products of single matrices, which tell what share of a pass each matrix has.
         disturbed: samples that were thrown away because other work took the cores.
         pace_spread: relative deviation of the machine's pace meanwhile, of the phase where it was larger.
+        memory_bytes_per_s: what the memory gave meanwhile, looked at between the slices.
     """
 
     engine_version: str
@@ -172,6 +173,7 @@ class PassRates(Struct, frozen=True):
     load_average: float | None = None
     disturbed: int = 0
     pace_spread: float = 0.0
+    memory_bytes_per_s: tuple[float, ...] = ()
 
     def slower_by(self, slowness: Mapping[Kind, float]) -> PassRates:
         """All timings in a machine that takes so many times as long; a product counts to the phase of its batch."""

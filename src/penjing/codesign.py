@@ -41,7 +41,7 @@ _MOST_ROOM = 0.7  # of the memory, that the source may take where it is run
 _CACHE_TOKENS = 256
 _UNSTEADY = 0.2  # relative deviation of a machine's pace
 _SWING = (
-    1.35  # of the most that memory gave to the least; neighbours and looks of half a second make up to 1.2
+    1.35  # of the most that memory gave to the least; waves of 8 % up and down are usual where it is shared
 )
 _LEFT_OUT = frozenset(
     {"mxfp4", "nvfp4"}

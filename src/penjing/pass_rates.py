@@ -43,8 +43,8 @@ from penjing.rates import KernelRates, Kind, Knobs, PassRates, Rates
 from penjing.reference import Reference
 
 _REPEATS, _LONG_REPEATS = 3, 2  # of a sample, and of a long one
-_DEEP_LAYERS = (
-    14  # layers times samples of decode at depth: beside few layers attention is little, and a difference
+_DEEP_REPEATS = (
+    7  # of decode at depth: attention is little beside few layers, and a difference of two timings
 )
 _COMMON = ("q4_0", "q4_K", "q6_K", "q8_0")
 _SLICE_BITS = 4.25  # per weight, of the smallest type whose slice must not fit into the last-level cache
@@ -210,9 +210,9 @@ class _Slicer:
     ) -> Rates:
         """One point, as if the machine had kept the pace that other rates were taken at."""
         knobs, reference = replace(Knobs.of(kind, session.settings), together=together), self._reference
-        repeats = _LONG_REPEATS if tokens >= LONG else _REPEATS
-        if (kind, depth) == ("decode", DEEP_BY_KIND["decode"]):
-            repeats = max(repeats, _DEEP_LAYERS // self._rates.layers[kind])
+        repeats = (
+            _LONG_REPEATS if tokens >= LONG else _DEEP_REPEATS if depth == DEEP_BY_KIND[kind] else _REPEATS
+        )
         warm = int(kind == "prefill" and depth == 0)  # the first pass of a size touches new memory
         samples = session.time(kind, tokens, depth, warm + repeats, _MOST_SECONDS, together)[warm:]
         reference.sample(kind)

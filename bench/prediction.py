@@ -4,12 +4,12 @@
     python bench/prediction.py --only qwen3-0.6b
 
 Shapes: SmolLM2, Qwen3-0.6B, Qwen3-1.7B and Qwen3-4B (less some of their vocabulary) and four layers of Qwen3-30B-A3B,
-with random weights. For each the rates are taken once, from slices of one type each, and scaled to the pace that the
-machine has just before a prediction, as a plan does. Then whole models in mixes of
+with random weights. For each the rates are taken once, from slices of one type each. Then whole models in mixes of
 types that no slice has had are timed in two layouts of the weights, with the native build where there is one: decode
-after few and after 2048 tokens, of 1, 4 and 16 sequences, prefill of 512 tokens, and the peak of memory. Nothing that
-is timed here enters the rates. Prints a line for each figure, then errors by phase; the last line is one JSON
-document.
+after few and after 2048 tokens, of 1, 4 and 16 sequences, prefill of 512 tokens, and the peak of memory. The slice that
+tells the machine's pace is timed before and after each of them, and rates are scaled to that, as a plan does with the
+pace of its moment; nothing else that is timed here enters a prediction. Prints a line for each figure, then errors by
+phase; the last line is one JSON document.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -31,8 +31,9 @@ from msgspec.structs import replace
 import random_model
 from penjing import pass_rates, slices
 from penjing.cli.setting import this_machine
-from penjing.cost import speed
+from penjing.cost import pace, speed
 from penjing.cost.memory import predict_memory
+from penjing.cost.pace import Pace
 from penjing.cost.passes import Passes
 from penjing.engines.base import Sample
 from penjing.engines.llamacpp import LlamaCpp
@@ -46,6 +47,7 @@ from penjing.plan import Settings
 from penjing.probe import load_average
 from penjing.quality import stock
 from penjing.quantize.native import Native
+from penjing.rates import PassRates
 from penjing.reference import Reference
 from penjing.search.candidates import thread_counts
 from penjing.tune import disturbed
@@ -57,25 +59,38 @@ AIMS = {"decode": (5, 12), "prefill": (8, 18), "memory": (3, None)}
 ROUNDS, STEPS, SHALLOW, DEEP, PROMPT = 2, 8, 64, 2048, 512
 LONG_SECONDS = 4.0  # a prompt that takes so long is timed once a round
 TOGETHER = (1, 4, 16)
+PREFILL = f"prefill {PROMPT}"
+STEPPING = {f"{n} at {d}": (n, d) for n, d in ((1, SHALLOW), (1, DEEP), (4, SHALLOW), (16, SHALLOW))}
+LOOKS = 2  # at the pace of the machine, before and after each timing
 CONTEXT = 2304
 
 
 class Figure(Struct, frozen=True):
-    """One prediction and what was measured in each round: seconds a step, seconds a prompt, or bytes."""
+    """What was predicted and measured in each round: seconds a step, seconds a prompt, or bytes."""
 
     phase: str
     what: str
-    predicted: Estimate
+    predicted: tuple[Estimate, ...]
     samples: tuple[float, ...]
 
     @property
     def error_percent(self) -> float:
-        assert self.predicted.value
-        return 100 * (self.predicted.value / median(self.samples) - 1)
+        return 100 * (1 / self._measured_share - 1)
 
     @property
     def inside(self) -> bool:
-        return self.predicted.contains(median(self.samples))
+        first = self.predicted[0]
+        assert first.value
+        return first.contains(first.value * self._measured_share)
+
+    @property
+    def _measured_share(self) -> float:
+        """Of what was predicted, the median of the rounds."""
+        return median(
+            sample / estimate.value
+            for sample, estimate in zip(self.samples, self.predicted, strict=True)
+            if estimate.value
+        )
 
 
 def main() -> int:
@@ -128,17 +143,17 @@ def _shape(name: str, folder: Path, *, fresh: bool) -> Iterator[dict[str, Any]]:
             path = folder / "whole.gguf"
             slices.write(header, types, len(model.layers), model.vocabulary, path, native)
             for settings in _settings(machine, engine):
-                passes = Passes(model, reference.at_present(rates), engine.traits(machine.isa))
                 case = f"{name}, {mix}, {settings.build}, repacking {'on' if settings.repack else 'off'}"
-                for figure in _figures(path, settings, passes, engine, machine):
+                for figure in _figures(path, settings, rates, reference, engine, machine):
                     yield _row(case, figure)
 
 
 def _row(case: str, figure: Figure) -> dict[str, Any]:
     return {
-        "case": case, "phase": figure.phase, "what": figure.what, "predicted": figure.predicted.value,
-        "low": figure.predicted.low, "high": figure.predicted.high, "samples": figure.samples,
-        "error_percent": figure.error_percent, "inside": figure.inside,
+        "case": case, "phase": figure.phase, "what": figure.what, "error_percent": figure.error_percent,
+        "inside": figure.inside, "predicted": [e.value for e in figure.predicted],
+        "low": [e.low for e in figure.predicted], "high": [e.high for e in figure.predicted],
+        "samples": figure.samples,
     }  # fmt: skip
 
 
@@ -169,51 +184,66 @@ def _settings(machine: Machine, engine: LlamaCpp) -> list[Settings]:
 
 
 def _figures(
-    path: Path, settings: Settings, passes: Passes, engine: LlamaCpp, machine: Machine
+    path: Path, settings: Settings, rates: PassRates, reference: Reference, engine: LlamaCpp, machine: Machine
 ) -> Iterator[Figure]:
-    model = read_model(path)
+    model, traits = read_model(path), engine.traits(machine.isa)
     measured: dict[str, list[float]] = {}
+    predicted: dict[str, list[Estimate]] = {}
     for _ in range(ROUNDS):
         with engine.open(path, settings) as session:
-            for what, seconds in _timed(session).items():
+            for what, seconds, there in _timed(session, reference, rates):
                 measured.setdefault(what, []).append(seconds)
-    for what, estimate in _predicted(model, settings, passes).items():
-        phase = "prefill" if what.startswith("prefill") else "decode"
-        yield Figure(phase, what, estimate, tuple(measured[what]))
-    memory = predict_memory(model, settings, engine.traits(machine.isa)).total_bytes
-    yield Figure(
-        "memory", "peak", Estimate(memory, 0.97 * memory, 1.03 * memory, "fitted"), tuple(measured["peak"])
-    )
+                passes = Passes(model, pace.at(rates, model, there), traits)
+                predicted.setdefault(what, []).append(_predicted(model, settings, passes, what))
+                if what == PREFILL:  # before the cache is filled by copying it
+                    measured.setdefault("peak", []).append(_peak_bytes(session.process_id))
+    for what, estimates in predicted.items():
+        yield Figure(
+            "prefill" if what == PREFILL else "decode", what, tuple(estimates), tuple(measured[what])
+        )
+    memory = predict_memory(model, settings, traits).total_bytes
+    within = Estimate(memory, 0.97 * memory, 1.03 * memory, "fitted")
+    yield Figure("memory", "peak", (within,) * ROUNDS, tuple(measured["peak"]))
 
 
-def _predicted(model: Model, settings: Settings, passes: Passes) -> Mapping[str, Estimate]:
-    found = {}
-    for together in TOGETHER:
-        users = replace(settings, sequences=together)
-        rates = passes.rates(model, [users])
-        for depth in (SHALLOW, DEEP) if together == 1 else (SHALLOW,):
-            seconds = speed.decode_seconds(rates, users, depth, STEPS)
-            assert seconds is not None
-            found[f"{together} at {depth}"] = (seconds * (1 / STEPS)).estimate()
-    seconds = speed.prefill_seconds(passes.rates(model, [settings]), settings, PROMPT)
+def _predicted(model: Model, settings: Settings, passes: Passes, what: str) -> Estimate:
+    if what == PREFILL:
+        seconds = speed.prefill_seconds(passes.rates(model, [settings]), settings, PROMPT)
+        assert seconds is not None
+        return seconds.estimate()
+    together, depth = STEPPING[what]
+    users = replace(settings, sequences=together)
+    seconds = speed.decode_seconds(passes.rates(model, [users]), users, depth, STEPS)
     assert seconds is not None
-    return {**found, f"prefill {PROMPT}": seconds.estimate()}
+    return (seconds * (1 / STEPS)).estimate()
 
 
-def _timed(session: LlamaSession) -> dict[str, float]:
+def _timed(
+    session: LlamaSession, reference: Reference, rates: PassRates
+) -> Iterator[tuple[str, float, Pace]]:
+    """What was timed, the seconds, and the pace of the machine before and after."""
+    _look(reference)
+    for what, seconds in _seconds(session):
+        _look(reference)
+        yield what, seconds, reference.recent(rates.pace_seconds, 2 * LOOKS)
+
+
+def _look(reference: Reference) -> None:
+    for _ in range(LOOKS):
+        reference.sample("prefill")
+        reference.sample("decode")
+
+
+def _seconds(session: LlamaSession) -> Iterator[tuple[str, float]]:
     threads = session.settings.threads
     (first,) = session.time("prefill", PROMPT, 0, 1)  # touches new memory
     repeats = 2 if first.seconds < LONG_SECONDS else 1
-    found = {f"prefill {PROMPT}": _calm(session.time("prefill", PROMPT, 0, repeats), threads) * PROMPT}
+    seconds = _calm(session.time("prefill", PROMPT, 0, repeats), threads) * PROMPT
     session.time("decode", 1, SHALLOW, 1)
-    found["peak"] = _peak_bytes(session.process_id)  # before the cache is filled by copying it
-    for depth in (SHALLOW, DEEP):
-        found[f"1 at {depth}"] = _calm(session.time("decode", STEPS, depth, 3), threads)
-    for together in TOGETHER[1:]:
+    yield PREFILL, seconds
+    for what, (together, depth) in STEPPING.items():
         steps = max(2, STEPS // together)
-        samples = session.time("decode", steps, SHALLOW, 3, together=together)
-        found[f"{together} at {SHALLOW}"] = _calm(samples, threads)
-    return found
+        yield what, _calm(session.time("decode", steps, depth, 3, together=together), threads)
 
 
 def _calm(samples: list[Sample], threads: int) -> float:

@@ -12,6 +12,8 @@ from penjing.cost.passes import (
     HEAD,
     LONG,
     NEAR_BY_KIND,
+    ONE,
+    REFERENCE,
     STEPS,
     Passes,
     Point,
@@ -89,11 +91,13 @@ def rates(model: Model, kinds: tuple[str, ...] = KINDS, together: tuple[int, ...
     kernels = kernels_for(model, (*kinds, "f16"), TRAITS, points, 2)
     timed = tuple(KernelTiming(k, (product_seconds(k),), (product_seconds(k),)) for k in kernels)
     slices = {kind: _slice(model, kind, points) for kind in kinds}
+    reference = _cut(model, REFERENCE, SLICE_LAYERS["decode"])
+    step = pass_seconds(reference, Way("wheel", False), ONE, layers=SLICE_LAYERS["decode"])
     return PassRates(
         "1",
         SLICE_LAYERS,
         2,
-        {"prefill": 0.5, "decode": 0.25},
+        {"prefill": 0.5, "decode": step},
         slices,
         _head(model),
         _others(),

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from penjing.cost import speed
 from penjing.cost.factors import fit
-from penjing.cost.passes import ONE, Passes, Point, Way, matrices
+from penjing.cost.passes import ONE, Point, Way, matrices
 from penjing.plan import Settings
 from penjing.quality.menu import retyped
 
@@ -64,23 +64,6 @@ def test_attention_grows_with_depth_and_threads_share_it():
     assert speed.decode_seconds(rates, one, 100, 1).value == pytest.approx(2 * near, rel=1e-6)
     off = replace(two, flash_attention="off")
     assert speed.decode_seconds(rates, off, 1100, 1).value > far
-
-
-def test_a_slower_machine():
-    """Decode follows the pace of decode and prefill its own; twice and back again changes nothing."""
-    mix, one = retyped(MODEL, world.mixed(MODEL)), Settings(2, 2, False, False)
-    slow = PASSES.measured.slower_by({"decode": 2.0})
-
-    def seconds(rates):
-        found = Passes(MODEL, rates, world.TRAITS).rates(mix, [one])
-        return np.array(
-            [speed.decode_seconds(found, one, 300, 10).value, speed.prefill_seconds(found, one, 300).value]
-        )
-
-    usual = seconds(PASSES.measured)
-    assert seconds(slow) / usual == pytest.approx([2.0, 1.0], rel=0.01)
-    assert slow.pace_seconds["decode"] == 2 * PASSES.measured.pace_seconds["decode"]
-    assert seconds(slow.slower_by({"decode": 0.5})) == pytest.approx(usual)
 
 
 def test_more_layers_and_more_tokens_take_longer():

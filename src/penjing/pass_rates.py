@@ -15,7 +15,9 @@ from itertools import product
 from msgspec.structs import replace
 
 from penjing import kernel_rates, store
+from penjing.cost import pace
 from penjing.cost.memory import Traits
+from penjing.cost.pace import Pace
 from penjing.cost.passes import (
     DEEP_BY_KIND,
     HEAD,
@@ -39,14 +41,14 @@ from penjing.probe import memory_rate
 from penjing.progress import Bar, bar
 from penjing.quality import stock
 from penjing.quantize.native import Native
-from penjing.rates import KernelRates, Kind, Knobs, PassRates, Rates
+from penjing.rates import KernelRates, Kind, Knobs, PassRates, Rates, Timing
 from penjing.reference import Reference
 
 _REPEATS, _LONG_REPEATS = 3, 2  # of a sample, and of a long one
-_DEEP_REPEATS = (
-    7  # of decode at depth: attention is little beside few layers, and a difference of two timings
-)
-_COMMON = ("q4_0", "q4_K", "q6_K", "q8_0")
+_LONG_SECONDS = 0.8  # of a prompt that is timed once
+# of decode at depth: attention is little beside few layers, and a difference of two timings
+_DEEP_LAYERS, _MOST_DEEP_REPEATS = 28, 7
+_COMMON = ("q4_0", "q8_0")
 _SLICE_BITS = 4.25  # per weight, of the smallest type whose slice must not fit into the last-level cache
 _COLD, _MOST_COLD_BYTES = 6, 2**29  # of a slice for decode, in bytes that count as cold for a single matrix
 _LEAST_LAYERS, _PREFILL_WEIGHTS = 2, 8e7
@@ -83,9 +85,8 @@ def measured(
             rates = replace(rates, pace_seconds=rates.pace_seconds or reference.look())
             rates = _Slicer(rates, traits, model, points, reference).all(missing, threads, shown)
             if known is None:  # the pace of all these minutes says more than that of the first seconds
-                usual = reference.usual()
-                slowness = {kind: usual[kind] / seconds for kind, seconds in rates.pace_seconds.items()}
-                rates = replace(rates.slower_by(slowness), kernels=rates.kernels)
+                usual = {kind: s / rates.pace_seconds[kind] for kind, s in reference.usual().items()}
+                rates = replace(pace.at(rates, model, Pace(**usual)), kernels=rates.kernels)
     if rates != known:
         store.remember(name, rates)
     return rates
@@ -125,6 +126,7 @@ class _Slicer:
     ) -> None:
         self._rates, self._traits, self._model, self._points = rates, traits, model, points
         self._reference = reference
+        self._reading = pace.reading(model, rates)
         self._disturbed = 0
         self._memory: list[float] = []
 
@@ -161,14 +163,17 @@ class _Slicer:
             for way in self._ways(kind):
                 with self._reference.open(path, way) as session:
                     for point in points:
-                        found = self._pass(found, session, point)
+                        found = self._pass(found, session, point, self._read(kind, point))
         return found
 
-    def _pass(self, found: Rates, session: Session, point: Point) -> Rates:
+    def _read(self, kind: str, point: Point) -> float:
+        return pace.read_bytes(self._model, kind, self._rates.layers[point.phase], point.batch)
+
+    def _pass(self, found: Rates, session: Session, point: Point, n_bytes: float) -> Rates:
         if point.phase == "prefill":
-            return self._time(found, session, "prefill", point.batch, 0)
+            return self._time(found, session, "prefill", point.batch, 0, n_bytes)
         steps = max(_LEAST_STEPS, STEPS // point.batch)
-        return self._time(found, session, "decode", steps, NEAR_BY_KIND["decode"], point.batch)
+        return self._time(found, session, "decode", steps, NEAR_BY_KIND["decode"], n_bytes, point.batch)
 
     def _ways(self, kind: str) -> list[Way]:
         """Every build, and the repacked layout where the engine has one for some matrix of the slice.
@@ -186,7 +191,8 @@ class _Slicer:
         found = Rates(self._rates.engine_version)
         for build in self._traits.builds:
             with self._reference.open(path, Way(build, False)) as session:
-                found = self._time(found, session, "decode", STEPS, NEAR_BY_KIND["decode"])
+                near, n_bytes = NEAR_BY_KIND["decode"], pace.head_bytes(self._model)
+                found = self._time(found, session, "decode", STEPS, near, n_bytes)
         return found
 
     def _others(self, threads: Sequence[int]) -> Rates:
@@ -194,32 +200,43 @@ class _Slicer:
         found = Rates(self._rates.engine_version)
         for build, (kind, near) in product(self._traits.builds, NEAR_BY_KIND.items()):
             tokens = LONG if kind == "prefill" else STEPS
+            n_bytes = self._read(REFERENCE, Point(kind, 1))
             with self._reference.open(self._reference.file(kind), Way(build, False)) as session:
                 usual = session.settings
                 for change in ({}, {"flash_attention": "off"}, {"cache_type": "q8_0"}):
                     session.configure(replace(usual, **change))
                     for depth in (near, DEEP_BY_KIND[kind]):
-                        found = self._time(found, session, kind, tokens, depth)
+                        found = self._time(found, session, kind, tokens, depth, n_bytes)
                 for count in threads[1:] if build == "wheel" else ():
                     session.configure(replace(usual, threads=count, prefill_threads=count))
-                    found = self._time(found, session, kind, tokens, near)
+                    found = self._time(found, session, kind, tokens, near, n_bytes)
         return found
 
     def _time(
-        self, rates: Rates, session: Session, kind: Kind, tokens: int, depth: int, together: int = 1
-    ) -> Rates:
-        """One point, as if the machine had kept the pace that other rates were taken at."""
-        knobs, reference = replace(Knobs.of(kind, session.settings), together=together), self._reference
-        repeats = (
-            _LONG_REPEATS if tokens >= LONG else _DEEP_REPEATS if depth == DEEP_BY_KIND[kind] else _REPEATS
-        )
-        warm = int(kind == "prefill" and depth == 0)  # the first pass of a size touches new memory
-        samples = session.time(kind, tokens, depth, warm + repeats, _MOST_SECONDS, together)[warm:]
-        reference.sample(kind)
-        slowness = reference.recent(kind) / self._rates.pace_seconds[kind]
+        self, rates: Rates, session: Session, kind: Kind, tokens: int, depth: int, n_bytes: float, together: int = 1
+    ) -> Rates:  # fmt: skip
+        """One point, a pass of which reads `n_bytes`, as if the machine had kept the pace that others were taken at."""
+        knobs = replace(Knobs.of(kind, session.settings), together=together)
+        samples = self._samples(session, kind, tokens, depth, together)
+        for phase in dict.fromkeys(("prefill", kind)):
+            self._reference.sample(phase)
         calm = list(self._calm(samples, knobs.threads))
-        seconds = tuple(s.seconds * tokens / s.tokens / slowness for s in calm)
-        return rates.add(knobs, tokens, depth, seconds)
+        taken = Timing(knobs, tokens, depth, tuple(s.seconds * tokens / s.tokens for s in calm))
+        now = self._reference.recent(self._rates.pace_seconds)
+        flat = pace.flat_seconds(rates, knobs, tokens) if depth > NEAR_BY_KIND[kind] else None
+        usual = pace.undone(taken, flat, now, n_bytes / self._reading)
+        return rates.add(knobs, tokens, depth, usual.seconds)
+
+    def _samples(self, session: Session, kind: Kind, tokens: int, depth: int, together: int) -> list[Sample]:
+        repeats = _REPEATS
+        if tokens >= LONG:
+            repeats = _LONG_REPEATS
+        elif depth == DEEP_BY_KIND[kind]:
+            repeats = min(_MOST_DEEP_REPEATS, max(_REPEATS, _DEEP_LAYERS // self._rates.layers[kind]))
+        if kind == "prefill" and depth == 0:  # the first pass of a size touches new memory
+            (first,) = session.time(kind, tokens, depth, 1)
+            repeats = repeats if first.seconds < _LONG_SECONDS else 1
+        return session.time(kind, tokens, depth, repeats, _MOST_SECONDS, together)
 
     def _calm(self, samples: Sequence[Sample], threads: int) -> Iterator[Sample]:
         """Samples whose threads got their cores; the best one where none did."""
@@ -233,4 +250,4 @@ def _cache_name(model: Model, machine: Machine, traits: Traits, what: str) -> st
     shapes = sorted((t.name, t.shape) for t in (*matrices(model), head_of(model)))
     place = f"{machine.cpu} {machine.cores} {traits.version} {traits.builds}"
     known = f"{model.architecture} {shapes} {place} {what}"
-    return f"passes/{hashlib.sha256(known.encode()).hexdigest()[:20]}.json"
+    return f"slices/{hashlib.sha256(known.encode()).hexdigest()[:20]}.json"

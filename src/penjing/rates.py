@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Literal
 
 from msgspec import Struct
@@ -11,7 +11,6 @@ from msgspec.structs import replace
 from penjing.plan import Build, CacheType, FlashAttention, Memory, Settings
 
 Kind = Literal["prefill", "decode"]
-_LEAST_PREFILL = 32  # tokens in a product of prefill
 
 
 class Knobs(Struct, frozen=True):
@@ -152,7 +151,7 @@ class PassRates(Struct, frozen=True):
         layers: of every slice, a file with the first layers of the model and next to no vocabulary, by phase: decode
             reads more weights than the last-level cache holds, and for prefill that would only take time.
         threads: of all timings but those that `others` holds.
-        pace_seconds: of a sample of the reference, by phase: the pace that all timings of passes were scaled to.
+        pace_seconds: a token of the reference, by phase: the pace that all timings of passes were scaled to.
         slices: by the type of all matrices: passes at several batches.
         head: passes of one layer with the whole vocabulary, in the type `HEAD`.
         others: passes of the slice `REFERENCE` with other threads, flash attention, cache types, and at depth.
@@ -174,37 +173,6 @@ class PassRates(Struct, frozen=True):
     disturbed: int = 0
     pace_spread: float = 0.0
     memory_bytes_per_s: tuple[float, ...] = ()
-
-    def slower_by(self, slowness: Mapping[Kind, float]) -> PassRates:
-        """All timings in a machine that takes so many times as long; a product counts to the phase of its batch."""
-
-        def slower(rates: Rates) -> Rates:
-            timings = (
-                replace(t, seconds=_times(t.seconds, slowness.get(t.knobs.kind, 1.0))) for t in rates.timings
-            )
-            return replace(rates, timings=tuple(timings))
-
-        kernels = (
-            replace(t, seconds=_times(t.seconds, slowness.get(phase_of(t.kernel.batch), 1.0)))
-            for t in self.kernels.timings
-        )
-        return replace(
-            self,
-            slices={kind: slower(rates) for kind, rates in self.slices.items()},
-            head=slower(self.head),
-            others=slower(self.others),
-            kernels=replace(self.kernels, timings=tuple(kernels)),
-            pace_seconds={kind: s * slowness.get(kind, 1.0) for kind, s in self.pace_seconds.items()},
-        )
-
-
-def phase_of(batch: int) -> Kind:
-    """Batches that are bound by what is read are those of decode."""
-    return "prefill" if batch >= _LEAST_PREFILL else "decode"
-
-
-def _times(seconds: Iterable[float], factor: float) -> tuple[float, ...]:
-    return tuple(s * factor for s in seconds)
 
 
 def _without_context(settings: Settings) -> Settings:

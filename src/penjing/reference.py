@@ -12,6 +12,8 @@ from statistics import median
 from typing import Self
 
 from penjing import slices
+from penjing.cost import pace
+from penjing.cost.pace import Pace
 from penjing.cost.passes import NEAR_BY_KIND, REFERENCE, Way
 from penjing.engines.base import Engine, Session
 from penjing.figures import Measurement
@@ -28,7 +30,7 @@ _START_SECONDS = 120.0
 _PACE_TOKENS, _PACE_STEPS = 32, 4
 _LOOK_SECONDS = 4.0
 _WAVES = 0.06  # relative: within seconds a shared machine changes by so much and back (docs/log.md)
-_RECENT = 5
+_RECENT = 3
 
 
 class Reference:
@@ -81,17 +83,19 @@ class Reference:
         return self._engine.open(path, settings, start_seconds=_START_SECONDS)
 
     def sample(self, kind: Kind) -> float:
-        """Seconds that the reference takes now."""
+        """Seconds a token that the reference takes now."""
         tokens, depth = (_PACE_STEPS, NEAR_BY_KIND["decode"]) if kind == "decode" else (_PACE_TOKENS, 0)
-        self._paces[kind].append(min(s.seconds for s in self._sessions[kind].time(kind, tokens, depth, 1)))
+        (sample,) = self._sessions[kind].time(kind, tokens, depth, 1)
+        self._paces[kind].append(sample.seconds / sample.tokens)
         return self._paces[kind][-1]
 
-    def recent(self, kind: Kind) -> float:
-        """Median of the last samples: what disturbed one of them did not slow the machine down."""
-        return median(self._paces[kind][-_RECENT:])
+    def recent(self, usual: Mapping[Kind, float], samples: int = _RECENT) -> Pace:
+        """Pace of the median of the last samples: what disturbed one of them did not slow the machine down."""
+        now = {kind: median(seconds[-samples:]) for kind, seconds in self._paces.items()}
+        return Pace(**{kind: now[kind] / seconds for kind, seconds in usual.items()})
 
     def look(self) -> dict[Kind, float]:
-        """Seconds of a sample by phase, the median over a few seconds."""
+        """Seconds a token by phase, the median over a few seconds."""
         samples: dict[Kind, list[float]] = {kind: [] for kind in self._layers}
         end = time.monotonic() + _LOOK_SECONDS
         while time.monotonic() < end:
@@ -100,7 +104,7 @@ class Reference:
         return {kind: median(seconds) for kind, seconds in samples.items()}
 
     def usual(self) -> dict[Kind, float]:
-        """Seconds of a sample by phase, the median of all that were taken."""
+        """Seconds a token by phase, the median of all that were taken."""
         return {kind: median(seconds) for kind, seconds in self._paces.items()}
 
     @property
@@ -112,9 +116,8 @@ class Reference:
     def at_present(self, rates: PassRates) -> PassRates:
         """Rates at the pace that the machine has now."""
         now = self.look()
-        return rates.slower_by(
-            {kind: _believed(now[kind] / usual) for kind, usual in rates.pace_seconds.items()}
-        )
+        paces = {kind: _believed(now[kind] / usual) for kind, usual in rates.pace_seconds.items()}
+        return pace.at(rates, self._model, Pace(**paces))
 
 
 def _believed(slowness: float) -> float:

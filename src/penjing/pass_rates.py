@@ -249,5 +249,5 @@ def _cache_name(model: Model, machine: Machine, traits: Traits, what: str) -> st
     """Names the shapes, the machine and the engine: models with the same shapes share their rates."""
     shapes = sorted((t.name, t.shape) for t in (*matrices(model), head_of(model)))
     place = f"{machine.cpu} {machine.cores} {traits.version} {traits.builds}"
-    known = f"{model.architecture} {shapes} {place} {what}"
-    return f"slices/{hashlib.sha256(known.encode()).hexdigest()[:20]}.json"
+    known = f"{model.architecture} {shapes} {place} {what} paces by token"
+    return f"passes/{hashlib.sha256(known.encode()).hexdigest()[:20]}.json"

@@ -46,8 +46,9 @@ from penjing.reference import Reference
 
 _REPEATS, _LONG_REPEATS = 3, 2  # of a sample, and of a long one
 _LONG_SECONDS = 0.8  # of a prompt that is timed once
+_MOST_REPEATS, _POINT_SECONDS = 12, 0.4  # of short ones, and what they should come to
 # of decode at depth: attention is little beside few layers, and a difference of two timings
-_DEEP_LAYERS, _MOST_DEEP_REPEATS = 28, 7
+_DEEP_LAYERS, _DEEP_REPEATS = 28, 7
 _COMMON = ("q4_0", "q8_0")
 _SLICE_BITS = 4.25  # per weight, of the smallest type whose slice must not fit into the last-level cache
 _COLD, _MOST_COLD_BYTES = 6, 2**29  # of a slice for decode, in bytes that count as cold for a single matrix
@@ -228,15 +229,21 @@ class _Slicer:
         return rates.add(knobs, tokens, depth, usual.seconds)
 
     def _samples(self, session: Session, kind: Kind, tokens: int, depth: int, together: int) -> list[Sample]:
-        repeats = _REPEATS
-        if tokens >= LONG:
-            repeats = _LONG_REPEATS
-        elif depth == DEEP_BY_KIND[kind]:
-            repeats = min(_MOST_DEEP_REPEATS, max(_REPEATS, _DEEP_LAYERS // self._rates.layers[kind]))
+        repeats = self._repeats(kind, tokens, depth, together)
         if kind == "prefill" and depth == 0:  # the first pass of a size touches new memory
             (first,) = session.time(kind, tokens, depth, 1)
             repeats = repeats if first.seconds < _LONG_SECONDS else 1
         return session.time(kind, tokens, depth, repeats, _MOST_SECONDS, together)
+
+    def _repeats(self, kind: Kind, tokens: int, depth: int, together: int) -> int:
+        """More of what is short: the pace of a shared machine goes up and down within tenths of a second."""
+        if tokens >= LONG:
+            return _LONG_REPEATS
+        expected = self._rates.pace_seconds[kind] * tokens * together**0.5
+        repeats = int(min(_MOST_REPEATS, max(_REPEATS, _POINT_SECONDS / expected)))
+        if depth < DEEP_BY_KIND[kind]:
+            return repeats
+        return max(repeats, min(_DEEP_REPEATS, _DEEP_LAYERS // self._rates.layers[kind]))
 
     def _calm(self, samples: Sequence[Sample], threads: int) -> Iterator[Sample]:
         """Samples whose threads got their cores; the best one where none did."""

@@ -28,6 +28,7 @@ SLICE_VOCABULARY = 256
 _CONTEXT = 2304  # tokens
 _START_SECONDS = 120.0
 _PACE_TOKENS, _PACE_STEPS = 32, 4
+_SAMPLE_SECONDS, _MOST_REPEATS = 0.1, 8
 _LOOK_SECONDS = 4.0
 _WAVES = 0.06  # relative: within seconds a shared machine changes by so much and back (docs/log.md)
 _RECENT = 3
@@ -42,6 +43,7 @@ class Reference:
         self._header, self._model, self._layers, self._threads = header, model, layers, threads
         self._engine, self._native = engine, native
         self._paces: dict[Kind, list[float]] = {"prefill": [], "decode": []}
+        self._repeats: dict[Kind, int] = {"prefill": 1, "decode": 1}
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -85,9 +87,11 @@ class Reference:
     def sample(self, kind: Kind) -> float:
         """Seconds a token that the reference takes now."""
         tokens, depth = (_PACE_STEPS, NEAR_BY_KIND["decode"]) if kind == "decode" else (_PACE_TOKENS, 0)
-        (sample,) = self._sessions[kind].time(kind, tokens, depth, 1)
-        self._paces[kind].append(sample.seconds / sample.tokens)
-        return self._paces[kind][-1]
+        samples = self._sessions[kind].time(kind, tokens, depth, self._repeats[kind])
+        seconds = median(s.seconds / s.tokens for s in samples)
+        self._paces[kind].append(seconds)
+        self._repeats[kind] = max(1, min(_MOST_REPEATS, round(_SAMPLE_SECONDS / seconds / tokens)))
+        return seconds
 
     def recent(self, usual: Mapping[Kind, float], samples: int = _RECENT) -> Pace:
         """Pace of the median of the last samples: what disturbed one of them did not slow the machine down."""

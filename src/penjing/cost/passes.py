@@ -322,9 +322,16 @@ def _seconds(rates: Rates, way: Way, point: Point, threads: int) -> Array | None
             way.repack,
             threads,
         ):
-            each = np.resize(np.array(t.seconds), _ROUNDS)
+            each = _in_rounds(t.seconds)
             return each if k.kind == "prefill" else each / t.tokens
     return None
+
+
+def _in_rounds(seconds: Sequence[float]) -> Array:
+    """Medians of a third of the samples each; of few, some count twice."""
+    if len(seconds) < _ROUNDS:
+        return np.resize(np.array(seconds), _ROUNDS)
+    return np.array([np.median(seconds[i::_ROUNDS]) for i in range(_ROUNDS)])
 
 
 def _attending(layers: Sequence[Layer]) -> float:

@@ -135,8 +135,8 @@ def _shape(name: str, folder: Path, *, fresh: bool) -> Iterator[dict[str, Any]]:
     )
     least, most = (f(rates.memory_bytes_per_s, default=0.0) / 1e9 for f in (min, max))
     print(
-        f"{name}: rates in {time.monotonic() - began:.0f} s, {rates.disturbed} disturbed samples, memory gave "
-        f"{least:.0f} to {most:.0f} GB/s",
+        f"{name}: rates in {time.monotonic() - began:.0f} s, {rates.disturbed} disturbed samples, pace varied by "
+        f"{rates.pace_spread:.0%}, memory gave {least:.0f} to {most:.0f} GB/s",
         flush=True,
     )
     with Reference(header, model, rates.layers, rates.threads, engine, native) as reference:

@@ -36,13 +36,13 @@ WIDTH, HIDDEN, VOCABULARY = 512, 1024, 2048
 SLICE_LAYERS = {"prefill": 2, "decode": 3}
 
 
-def shapes(kind: str = "f16", layers: int = 6) -> Model:
+def shapes(kind: str = "f16", layers: int = 6, hidden: int = HIDDEN) -> Model:
     """A dense model with a tied embedding."""
     sizes = {
         "attn_q": ("attention_q", WIDTH, WIDTH), "attn_k": ("attention_k", WIDTH, 128),
         "attn_v": ("attention_v", WIDTH, 128), "attn_output": ("attention_output", WIDTH, WIDTH),
-        "ffn_gate": ("ffn_gate", WIDTH, HIDDEN), "ffn_up": ("ffn_up", WIDTH, HIDDEN),
-        "ffn_down": ("ffn_down", HIDDEN, WIDTH),
+        "ffn_gate": ("ffn_gate", WIDTH, hidden), "ffn_up": ("ffn_up", WIDTH, hidden),
+        "ffn_down": ("ffn_down", hidden, WIDTH),
     }  # fmt: skip
     tensors = [_tensor("token_embd.weight", "token_embedding", WIDTH, VOCABULARY, kind, None)]
     for layer in range(layers):

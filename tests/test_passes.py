@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from penjing.cost import speed
 from penjing.cost.factors import fit
-from penjing.cost.passes import ONE, Point, Way, matrices
+from penjing.cost.passes import ONE, Point, Way, _in_rounds, kernels_for, matrices
 from penjing.plan import Settings
 from penjing.quality.menu import retyped
 
@@ -64,6 +64,31 @@ def test_attention_grows_with_depth_and_threads_share_it():
     assert speed.decode_seconds(rates, one, 100, 1).value == pytest.approx(2 * near, rel=1e-6)
     off = replace(two, flash_attention="off")
     assert speed.decode_seconds(rates, off, 1100, 1).value > far
+
+
+def test_tall_matrices_count_in_proportion():
+    """Of those with more rows than are timed for prompts, the time is found as if all had been."""
+    tall = world.shapes(hidden=6144)
+    kernels = kernels_for(tall, world.KINDS, world.TRAITS, [Point("prefill", 512)], 2)
+    assert max(k.rows for k in kernels) == 2048
+    mix, way, point = retyped(tall, world.mixed(tall)), Way("native", False), Point("prefill", 512)
+    found = world.passes(tall).pass_seconds(mix, way, point)
+    head = world.known_step(mix, way) - world.pass_seconds(mix, way, ONE, layers=len(mix.layers))
+    truth = world.pass_seconds(mix, way, point, layers=len(mix.layers) - 0.5) + head
+    assert np.median(found) == pytest.approx(truth, rel=0.03)
+
+
+@given(st.lists(st.floats(0.1, 10), min_size=1, max_size=20))
+def test_every_sample_of_a_pass_counts(samples):
+    """Three rounds, whatever the number of samples; none outside of them, and an even slowdown is one of all."""
+    rounds = _in_rounds(tuple(samples))
+    assert rounds.shape == (3,)
+    assert min(samples) <= rounds.min() and rounds.max() <= max(samples)
+    assert _in_rounds(tuple(2 * s for s in samples)) == pytest.approx(2 * rounds)
+
+
+def test_one_slow_sample_of_many_is_no_round():
+    assert _in_rounds((1.0, 5.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)).max() == 1.0
 
 
 def test_more_layers_and_more_tokens_take_longer():

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from penjing.cost import speed
 from penjing.cost.factors import fit
-from penjing.cost.passes import ONE, Point, Way, _in_rounds, kernels_for, matrices
+from penjing.cost.passes import ONE, WAVES, Passes, Point, Way, _in_rounds, kernels_for, matrices
 from penjing.plan import Settings
 from penjing.quality.menu import retyped
 
@@ -18,6 +18,7 @@ import pass_worlds as world  # isort: skip
 
 MODEL = world.shapes()
 PASSES = world.passes(MODEL, together=(1, 4))
+RATES = PASSES.measured
 WAYS = [Way(build, repack) for build in world.TRAITS.builds for repack in (False, True)]
 
 
@@ -110,6 +111,16 @@ def test_types_without_a_slice_are_doubted():
     assert few.doubt(unknown) > few.doubt(known) > 0
     with pytest.raises(KeyError):
         few.pass_seconds(retyped(MODEL, {t.name: "q6_K" for t in matrices(MODEL)}), Way("wheel", False), ONE)
+
+
+@given(st.floats(0, 0.5), st.floats(0, 0.5))
+def test_a_pace_that_varied_is_doubted(one, other):
+    """The more it did, the wider the interval; the usual waves of a shared machine are in it already."""
+    few, many = (
+        Passes(MODEL, replace(RATES, pace_spread=s), world.TRAITS).doubt(MODEL) for s in sorted((one, other))
+    )
+    assert few <= many
+    assert max(one, other) > WAVES or many == PASSES.doubt(MODEL)
 
 
 def test_factors_of_types_that_never_stand_alone():

@@ -14,7 +14,7 @@ from typing import Self
 from penjing import slices
 from penjing.cost import pace
 from penjing.cost.pace import Pace
-from penjing.cost.passes import NEAR_BY_KIND, REFERENCE, Way
+from penjing.cost.passes import NEAR_BY_KIND, REFERENCE, WAVES, Way
 from penjing.engines.base import Engine, Session
 from penjing.figures import Measurement
 from penjing.gguf.header import Header
@@ -30,7 +30,6 @@ _START_SECONDS = 120.0
 _PACE_TOKENS, _PACE_STEPS = 32, 4
 _SAMPLE_SECONDS, _MOST_REPEATS = 0.1, 8
 _LOOK_SECONDS = 4.0
-_WAVES = 0.06  # relative: within seconds a shared machine changes by so much and back (docs/log.md)
 _RECENT = 3
 
 
@@ -126,5 +125,5 @@ class Reference:
 
 def _believed(slowness: float) -> float:
     """What a look of a few seconds says beyond the waves that come and go all the time."""
-    beyond = max(0.0, abs(math.log(slowness)) - _WAVES)
+    beyond = max(0.0, abs(math.log(slowness)) - WAVES)
     return math.exp(math.copysign(beyond, math.log(slowness)))

@@ -48,6 +48,7 @@ _MOST_ROWS, _MOST_ROWS_AT_ONCE = (
 _USUAL_DEPTH = 1024  # positions
 _LATE_SHARE = 0.5  # of the last layer, that prefill does not compute
 _ROUNDS = 3
+WAVES = 0.06  # relative: within seconds a shared machine changes by so much and back (docs/log.md)
 _DOUBT = 0.04  # relative half-width: of any composed time
 _UNKNOWN_DOUBT = 0.15  # and of products in types without a slice
 _LATE = frozenset({"ffn_gate", "ffn_up", "ffn_down", "ffn_gate_up", "expert_gate", "expert_up", "expert_down",
@@ -170,9 +171,10 @@ class Passes:
         return seconds
 
     def doubt(self, model: Model) -> float:
-        """Half-width, relative, of what composing adds to the interval."""
+        """Half-width, relative, that composing adds to the interval; more where the pace varied meanwhile."""
         unknown = sum(t.n_bytes for t in matrices(model) if t.type not in self._known)
-        return _DOUBT + _UNKNOWN_DOUBT * unknown / max(1, model.n_bytes)
+        unsteady = max(0.0, self.measured.pace_spread - WAVES)
+        return _DOUBT + unsteady + _UNKNOWN_DOUBT * unknown / max(1, model.n_bytes)
 
     def rates(self, model: Model, wanted: Iterable[Settings]) -> Rates:
         """Rates of `model` as if it had been timed under each of `wanted`, at depths and lengths that tell the rest.

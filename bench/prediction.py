@@ -1,6 +1,6 @@
 """Times and memory that are predicted from the rates of kernels and slices, beside those of whole models.
 
-    python bench/prediction.py                          everything: 28 to 37 minutes on two cores
+    python bench/prediction.py                          everything: 28 to 41 minutes on two cores
     python bench/prediction.py --only qwen3-0.6b
 
 Shapes: SmolLM2, Qwen3-0.6B, Qwen3-1.7B and Qwen3-4B (less some of their vocabulary) and four layers of Qwen3-30B-A3B,

@@ -92,23 +92,28 @@ def _flat(found: Rates, timing: Timing) -> float | None:
     return None if near else flat_seconds(found, timing.knobs, timing.tokens)
 
 
-def _moved(timing: Timing, flat: float | None, pace: Pace, bytes_per_rate: float) -> Timing:
-    """`flat`: seconds of it that pass where nothing lies before; all of them, if None."""
+def _moved(timing: Timing, flat: float | None, pace: Pace, alike: float) -> Timing:
+    """A timing at another pace.
+
+    Args:
+        flat: seconds of it that pass where nothing lies before; all of them, if None.
+        alike: seconds in which the reference reads as much as one pass does.
+    """
     passes = timing.tokens if timing.knobs.kind == "decode" else 1
     if flat is None:
-        seconds = [s * pace.of(passes * bytes_per_rate / s) for s in timing.seconds]
+        seconds = [s * pace.of(passes * alike / s) for s in timing.seconds]
     else:
-        waiting = flat * pace.of(passes * bytes_per_rate / flat)
+        waiting = flat * pace.of(passes * alike / flat)
         seconds = [waiting + max(0.0, s - flat) * pace.prefill for s in timing.seconds]
     return replace(timing, seconds=tuple(seconds))
 
 
-def undone(timing: Timing, flat: float | None, pace: Pace, bytes_per_rate: float) -> Timing:
-    """A timing that was taken at `pace`, as it would have been at the usual one; `flat` and the rate are of that."""
-    now = bytes_per_rate * pace.decode
+def undone(timing: Timing, flat: float | None, pace: Pace, alike: float) -> Timing:
+    """A timing that was taken at `pace` as it would be at the usual one, of which `flat` and `alike` are (`_moved`)."""
+    now = alike * pace.decode
     if flat is not None:
         passes = timing.tokens if timing.knobs.kind == "decode" else 1
-        flat *= pace.of(passes * bytes_per_rate / flat)
+        flat *= pace.of(passes * alike / flat)
     return _moved(timing, flat, Pace(1 / pace.prefill, 1 / pace.decode), now)
 
 

@@ -133,3 +133,17 @@ def test_factors_of_types_that_never_stand_alone():
         assert told == pytest.approx(seen, rel=0.02)
     assert found.of(("q2_K", False)) == pytest.approx(found.usual)
     assert fit([], [], np.zeros((0, 3))).of(("q8_0", False))[0] == 1.0
+
+
+@given(st.floats(1e-6, 1.0))
+@settings(deadline=None)
+def test_a_disturbed_timing_never_makes_time_negative(share):
+    """Whatever a setting was timed at beside the usual one, a pass takes some time, and less for less."""
+    off = replace(Settings(2, 2, False, False), flash_attention="off")
+    plain = speed.decode_seconds(PASSES.rates(MODEL, [off]), off, 16, 1).value
+    timings = tuple(
+        replace(t, seconds=tuple(share * s for s in t.seconds)) if t.knobs.flash_attention == "off" else t
+        for t in RATES.others.timings
+    )
+    passes = Passes(MODEL, replace(RATES, others=replace(RATES.others, timings=timings)), world.TRAITS)
+    assert 0 < speed.decode_seconds(passes.rates(MODEL, [off]), off, 16, 1).value <= plain

@@ -237,9 +237,9 @@ class Passes:
 
     def _attention(
         self, kind: Kind, build: Build, flash: FlashAttention, cached: CacheType
-    ) -> tuple[float, float]:
+    ) -> tuple[float, float, float]:
         """Seconds for each layer: what a token takes more than under the settings of the slices, and what every
-        token adds for each one before it.
+        token adds for each one before it; and the share of a pass that settings which are faster leave of it.
         """
         tokens, near = LONG if kind == "prefill" else STEPS, NEAR_BY_KIND[kind]
         plain = self._other(kind, build, "auto", "f16", tokens, near)
@@ -249,7 +249,11 @@ class Passes:
         layers = max(1.0, _attending(self._shapes.layers[: self._rates.layers[kind]])) * tokens
         if plain is None or here is None or deep is None:
             raise KeyError((kind, build, flash, cached))
-        return (here - plain) / layers, max(0.0, deep - here) / layers / (depth - near)
+        return (
+            (here - plain) / layers,
+            max(0.0, deep - here) / layers / (depth - near),
+            min(1.0, here / plain),
+        )
 
     def _other(
         self, kind: Kind, build: Build, flash: FlashAttention, cached: CacheType, tokens: int, depth: int
@@ -278,7 +282,7 @@ class Passes:
     # ---- what a model would take --------------------------------------------------------------------
 
     def _timed(self, model: Model, knobs: Knobs) -> list[Timing]:
-        more, share = self._attention(knobs.kind, knobs.build, knobs.flash_attention, knobs.cache_type)
+        more, share, left = self._attention(knobs.kind, knobs.build, knobs.flash_attention, knobs.cache_type)
         layers = _attending(model.layers)
         flat = (
             self._flat_prefill(model, knobs) if knobs.kind == "prefill" else self._flat_decode(model, knobs)
@@ -286,7 +290,8 @@ class Passes:
         doubt = self.doubt(model)
         found = []
         for tokens, seconds in flat.items():
-            seconds = seconds + more * layers * tokens
+            # timings of a short pass differ by more than settings do: what is saved is never more than there is
+            seconds = np.maximum(seconds + more * layers * tokens, left * seconds)
             near = NEAR_BY_KIND[knobs.kind]
             depths = (near, DEEP_BY_KIND[knobs.kind]) if tokens in (STEPS, LONG) else (near,)
             for depth in depths:
@@ -302,7 +307,7 @@ class Passes:
     def _flat_prefill(self, model: Model, knobs: Knobs) -> dict[int, Array]:
         """Prompts from an empty cache, by length; what micro-batches add in attention between them counts."""
         way, limit = Way(knobs.build, knobs.repack), knobs.micro_batch
-        _, share = self._attention(knobs.kind, knobs.build, knobs.flash_attention, knobs.cache_type)
+        _, share, _ = self._attention(knobs.kind, knobs.build, knobs.flash_attention, knobs.cache_type)
         found = {}
         for tokens in (point.batch for point in PREFILLS):
             batch = min(tokens, limit)

@@ -237,9 +237,8 @@ def _look(reference: Reference) -> None:
 
 def _seconds(session: LlamaSession) -> Iterator[tuple[str, float]]:
     threads = session.settings.threads
-    prompts = session.time(
-        "prefill", PROMPT, 0, 1
-    )  # touches new memory, which counts where a prompt is short
+    # the first touches new memory, which counts where a prompt is short
+    prompts = session.time("prefill", PROMPT, 0, 1)
     if prompts[0].seconds < LONG_SECONDS:
         prompts = session.time("prefill", PROMPT, 0, 2)
     (one,) = session.time("decode", 1, SHALLOW, 1)

@@ -41,10 +41,8 @@ HEAD = REFERENCE = "q8_0"
 NEAR_BY_KIND: dict[Kind, int] = {"prefill": 0, "decode": 16}  # positions before what is timed
 DEEP_BY_KIND: dict[Kind, int] = {"prefill": 1024, "decode": 2048}  # where attention is timed
 STEPS, LONG = 8, 512  # of decode, and tokens of prefill, in a timing of attention
-_MOST_ROWS, _MOST_ROWS_AT_ONCE = (
-    16384,
-    2048,
-)  # of a timed matrix, with few and many tokens; more take in proportion
+# of a matrix that is timed, with few tokens and with many; the time of more rows is in proportion
+_MOST_ROWS, _MOST_ROWS_AT_ONCE = 16384, 2048
 _USUAL_DEPTH = 1024  # positions
 _LATE_SHARE = 0.5  # of the last layer, that prefill does not compute
 _ROUNDS = 3
@@ -117,6 +115,11 @@ def _most_rows(batch: int) -> int:
     return _MOST_ROWS if batch < PREFILLS[0].batch else _MOST_ROWS_AT_ONCE
 
 
+def _times_timed(shape: Sequence[int], batch: int) -> float:
+    """How many times as many rows a matrix has as were timed."""
+    return max(1.0, shape[1] / _most_rows(batch))
+
+
 class Passes:
     """See the module. `shapes` is any model with these shapes; what its tensors are stored in does not matter."""
 
@@ -143,7 +146,7 @@ class Passes:
     def _product_seconds(self, shape: tuple[int, ...], kind: str, way: Way, point: Point) -> Array:
         kernel = _kernel(self._shapes, shape, kind, way, point.batch, self._rates.threads, self._traits)
         factor = self._factors(way.build, point).of((kind, kernel.repack))
-        seconds: Array = factor * self._seconds[kernel] * max(1.0, shape[1] / _most_rows(point.batch))
+        seconds: Array = factor * self._seconds[kernel] * _times_timed(shape, point.batch)
         return seconds
 
     def for_prompt(self, tensor: Tensor, kind: str, way: Way, tokens: int) -> float:
@@ -217,9 +220,7 @@ class Passes:
             stored = stock.fallback(kind, t.shape[0])
             kernel = _kernel(self._shapes, t.shape, stored, way, batch, self._rates.threads, self._traits)
             key = stored, kernel.repack
-            found[key] = found.get(key, 0.0) + self._seconds[kernel] * max(
-                1.0, t.shape[1] / _most_rows(batch)
-            )
+            found[key] = found.get(key, 0.0) + self._seconds[kernel] * _times_timed(t.shape, batch)
         return found
 
     def _draw_seconds(self, build: Build) -> Array:

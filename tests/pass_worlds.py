@@ -86,9 +86,15 @@ def pass_seconds(model: Model, way: Way, point: Point, *, layers: float) -> floa
     return total
 
 
-def rates(model: Model, kinds: tuple[str, ...] = KINDS, together: tuple[int, ...] = (1,)) -> PassRates:
+def rates(
+    model: Model,
+    kinds: tuple[str, ...] = KINDS,
+    together: tuple[int, ...] = (1,),
+    checks: tuple[int, ...] = (),
+) -> PassRates:
     points = points_for(together)
-    kernels = kernels_for(model, (*kinds, "f16"), TRAITS, points, 2)
+    multiplied = (*points, *(Point("decode", n) for n in checks))
+    kernels = kernels_for(model, (*kinds, "f16"), TRAITS, multiplied, 2)
     timed = tuple(KernelTiming(k, (product_seconds(k),), (product_seconds(k),)) for k in kernels)
     slices = {kind: _slice(model, kind, points) for kind in kinds}
     reference = _cut(model, REFERENCE, SLICE_LAYERS["decode"])

@@ -15,7 +15,7 @@ from penjing import codesign, planner, sensitivities
 from penjing.cli.setting import this_machine
 from penjing.engines.llamacpp import LlamaCpp
 from penjing.gguf import read_header, read_model
-from penjing.search.joint import Task
+from penjing.search.task import Task
 from penjing.workload import Workload
 
 SHORT = ("--prompt", "64", "--answer", "16")
@@ -123,6 +123,27 @@ def test_a_second_plan_measures_nothing_anew(place, planned):
     assert "timing slices" not in done.stderr
     assert "chosen: " in done.stdout and "KL divergence" in done.stdout
     assert before == [file.read_bytes() for file in rates]
+
+
+def test_guesses_are_planned_with_the_types(place, planned):
+    """What is not known is said; once `penjing draft` has seen the source, types and guesses are weighed together."""
+    assert "penjing draft" in told(planned, "guessing ahead")
+    prompts = place / "prompts.txt"
+    prompts.write_text("a b a b a b a b a b a b\n---\nab ab ab ab ab ab ab ab")
+    drafted = run(place, "draft", place / "source.gguf", "--prompts", prompts, "--answer", "32", "--json")
+    assert drafted.code == 0, drafted.stderr
+    words = "plan", place / "source.gguf", "--max-kld", "0.5", "--prompt", "16", "--answer", "200", "--json"
+    plan = json.loads(run(place, *words, *known(place)).stdout)
+    off = json.loads(run(place, *words, *known(place), "--draft", "off").stdout)
+    reasons = [r["what"] for r in plan["refused"]] + [str(plan["chosen"]["settings"]["drafting"])]
+    assert any("n-grams" in what or "ngram" in what or "guessing ahead" in what for what in reasons)
+    assert "is not known" not in told(plan, "guessing ahead")
+    assert off["chosen"]["settings"]["drafting"]["kind"] == "none" and not told(off, "guessing ahead")
+
+
+def told(plan: dict, what: str) -> str:
+    """Why `what` was refused; empty if it was not."""
+    return " ".join(r["why"] for r in plan["refused"] if r["what"] == what)
 
 
 def test_the_file_is_built_as_planned(place, planned):

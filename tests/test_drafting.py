@@ -18,8 +18,8 @@ import small_models
 from commands import penjing, refused
 from gguf_families import FAMILIES, VOCABULARY
 from gguf_files import real_model, write
-from penjing import guessing_heads, store
-from penjing.drafting import Known, Lookup, replay, seconds_of
+from penjing import drafts, guessing_heads, store
+from penjing.drafting import Habit, Known, Lookup, replay, seconds_of
 from penjing.drafts import Proof, Report
 from penjing.engines.base import Finished, Message, Sampling
 from penjing.engines.llamacpp import LlamaCpp
@@ -71,6 +71,13 @@ def test_every_token_is_drawn_once(prompt, answer, matched, tokens):
     assert right <= sum(n * count for n, count in passes.items())
     none, nothing = replay(prompt, answer, Known([]), 0)
     assert nothing == 0 and none.total() == len(answer) - 1
+
+
+def test_habits_are_means_over_kinds_of_prompts():
+    """Passes for each drawn token; how far the kinds are apart is half of what they differ by."""
+    habit = Habit(Drafting("ngram", 4, 2), {"edit": {0: 0.2, 4: 0.2}, "chat": {0: 0.6}})
+    assert habit.usual == pytest.approx({0: 0.4, 4: 0.1})
+    assert habit.spread == pytest.approx(0.2)  # half of 0.6 - 0.4, over 0.5
 
 
 def test_a_perfect_draft_model():
@@ -182,11 +189,15 @@ def document(*words: str, place: dict[str, str]) -> Any:
     return json.loads(done.stdout)
 
 
-def test_the_command_measures_and_remembers(place: dict[str, str], prompts: Path):
-    """Times, what was tried and a verdict, kept for plans."""
+def test_the_command_measures_and_remembers(place: dict[str, str], prompts: Path, monkeypatch):
+    """Times, what was tried and a verdict, kept for plans; and how guesses went, for those that choose formats."""
+    monkeypatch.setenv("PENJING_CACHE", place["PENJING_CACHE"])
     report = document("draft", "--prompts", str(prompts), "--answer", "24", place=place)
     assert set(report["decode_tokens_per_s"]) == {"yours"} and report["check_seconds"]["1"] > 0
     assert {t["drafting"]["kind"] for t in report["trials"]} == {"ngram"} and report["why"]
+    habits = drafts.habits(real_model(), read_model(real_model()))
+    told = {str(Drafting(**t["drafting"])): t["passes"]["yours"] for t in report["trials"]}
+    assert {str(h.drafting): {str(n): p for n, p in h.passes["yours"].items()} for h in habits} == told
     (kept,) = (Path(place["PENJING_CACHE"]) / "drafts").iterdir()
     assert json.loads(kept.read_text())["why"] == report["why"]
     shown = penjing("draft", "--prompts", str(prompts), "--answer", "24", env=place)

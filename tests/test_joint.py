@@ -9,21 +9,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from penjing.cost.passes import Passes
+from penjing.cost.passes import CHECKS, Passes
+from penjing.drafting import Habit
 from penjing.engines.fake import FakeEngine
 from penjing.formats import BY_NAME
+from penjing.plan import Drafting
 from penjing.planner import question_for
 from penjing.quality import menu, stock
 from penjing.quality.allocate import Choice
-from penjing.search import explain, joint
-from penjing.search.joint import Layout, Task
+from penjing.search import explain, guesses, joint
+from penjing.search.task import Layout, Task
 from penjing.workload import Workload
 
 import pass_worlds as world  # isort: skip
 from worlds import machine  # isort: skip
 
 MODEL = world.shapes(layers=2)
-RATES = world.rates(MODEL, together=(1, 4))
+RATES = world.rates(MODEL, together=(1, 4), checks=CHECKS)
+# guesses that are right most of the time, that never are, and that are for one kind of prompts
+REPEATS = Habit(Drafting("ngram", 4, 2), {"edit": {0: 0.1, 4: 0.3}, "extract": {0: 0.3, 4: 0.2}})
+NOVEL = Habit(Drafting("ngram", 8, 2), {"chat": {8: 1.0}})
+UNEVEN = Habit(Drafting("ngram", 4, 2), {"chat": {4: 1.0}, "edit": {0: 0.05, 4: 0.2}})
 LONG_PROMPT, LONG_ANSWER = Workload(2000, 50), Workload(50, 1000)
 
 
@@ -46,10 +52,10 @@ def items(kinds=world.KINDS):
     return tuple(found)
 
 
-def task(workload: Workload, *, budget=None, kinds=world.KINDS) -> Task:
+def task(workload: Workload, *, budget=None, kinds=world.KINDS, habits=()) -> Task:
     question = question_for(MODEL, machine(memory_bytes=2**33), workload, KnownEngine())
     question = replace(question, budget_bytes=budget or question.budget_bytes)
-    return Task(question, items(kinds), Passes(MODEL, RATES, world.TRAITS), workload.users)
+    return Task(question, items(kinds), Passes(MODEL, RATES, world.TRAITS, habits), workload.users)
 
 
 def layouts(question):
@@ -118,10 +124,15 @@ def _repacked(found):
 
 
 @pytest.mark.parametrize("users", [1, 4])
-def test_what_was_composed_is_what_is_promised(users):
+@pytest.mark.parametrize("guessed", [False, True])
+def test_what_was_composed_is_what_is_promised(users, guessed):
     """The estimate of the winner is the sum of its products and the rest that no type changes, others' prompts too."""
-    asked = task(replace(LONG_PROMPT, max_kld=0.05, users=users))
-    (best, *_), _ = joint.search(asked, layouts(asked.question)[:1])
+    asked = task(replace(LONG_PROMPT, max_kld=0.05, users=users), habits=[REPEATS] if guessed else [])
+    proposed = layouts(asked.question)[:1]
+    if guessed:
+        proposed = [replace(proposed[0], drafting=REPEATS.drafting, sequences=1)]
+        asked = replace(asked, together=1)
+    (best, *_), _ = joint.search(asked, proposed)
     menus = joint.priced(asked, best.layout)
     rest = joint._rest(asked, menus, best.chosen.settings)
     assert total(best) == pytest.approx(best.allocation.seconds + rest.total, rel=1e-6)
@@ -232,3 +243,75 @@ def test_every_stock_mix_is_answered():
     told = {r.what: r.why for r in explain.ready_made(asked, best)}
     assert "predicted KL divergence" in told["all in q4_0"]
     assert "its products take" in told["all in q8_0"]
+
+
+# --- guessing ahead ------------------------------------------------------------------------------------
+
+
+def guessing(asked):
+    """All layouts, and those in which guesses may pay."""
+    plain = layouts(asked.question)
+    return [*plain, *guesses.drafted(asked, plain)]
+
+
+@given(st.floats(0.01, 1.0), st.floats(0.0, 0.5), st.floats(0.001, 0.3))
+@settings(max_examples=15, deadline=None)
+def test_a_way_to_guess_more_is_never_worse(alone, checked, kld):
+    """And what is chosen draws a token in less time than without guesses, or without them."""
+    habit = Habit(Drafting("ngram", 4, 3), {"any": {0: alone, 4: checked}})
+    asked = task(replace(LONG_ANSWER, max_kld=kld), habits=[habit, REPEATS, NOVEL])
+    found, _ = joint.search(asked, guessing(asked))
+    (usual, *_), _ = joint.search(asked, layouts(asked.question))
+    assert total(found[0]) <= total(usual) * (1 + 2e-3)
+    assert all(f.chosen.estimate.kld.value <= kld + 1e-9 for f in found)
+
+
+def test_the_most_promising_way_is_proposed():
+    """The one under which the fastest types of all matrices take the least time; none where that is no gain."""
+    asked = task(replace(LONG_ANSWER, max_kld=0.3), habits=[NOVEL, REPEATS, UNEVEN])
+    for one in guesses.drafted(asked, layouts(asked.question)):
+        ways = [Drafting(), *asked.passes.habits]
+        least = {
+            way: sum(
+                min(c.decode_seconds for c in item.choices)
+                for item in joint.priced(asked, Layout.of(replace(one, drafting=way)))
+            )
+            for way in ways
+        }
+        assert least[one.drafting] == pytest.approx(min(least.values()))
+    hopeless = task(replace(LONG_ANSWER, max_kld=0.3), habits=[NOVEL])
+    assert not list(guesses.drafted(hopeless, layouts(hopeless.question)))
+
+
+def test_guesses_are_chosen_and_explained():
+    """Where they are right often, answers take less time, with a wider interval, and the plan says what to prove."""
+    asked = task(replace(LONG_ANSWER, max_kld=0.02), habits=[REPEATS])
+    (best, *_), _ = joint.search(asked, guessing(asked))
+    assert best.chosen.settings.drafting == REPEATS.drafting
+    told = " ".join(explain.notes(asked, best))
+    assert "(edit)" in told and "(extract)" in told and "penjing draft" in told
+    (usual, *_), _ = joint.search(asked, layouts(asked.question))
+    rate, plain = (f.chosen.estimate.decode_tokens_per_s for f in (best, usual))
+    assert rate.value > 1.5 * plain.value
+    assert (rate.high - rate.low) / rate.value > (plain.high - plain.low) / plain.value
+
+
+def test_a_kind_of_prompt_that_would_suffer():
+    """Guesses that pay over all kinds, and make one of them slower, are refused by name."""
+    asked = task(replace(LONG_ANSWER, max_kld=0.3), habits=[UNEVEN])
+    assert list(guesses.drafted(asked, layouts(asked.question)))
+    found, refused = joint.search(asked, guessing(asked))
+    assert all(f.chosen.settings.drafting == Drafting() for f in found)
+    assert any("of the kind `chat`" in r.why and "n-grams" in r.what for r in refused)
+
+
+def test_a_speed_that_only_guesses_reach():
+    """It is planned with them, and the notes say that nothing else would do."""
+    free = task(replace(LONG_ANSWER, max_kld=0.02), habits=[REPEATS])
+    (usual, *_), _ = joint.search(free, layouts(free.question))
+    wanted = 1.3 * usual.chosen.estimate.decode_tokens_per_s.value
+    asked = task(replace(LONG_ANSWER, max_kld=0.02, min_decode_tokens_per_s=wanted), habits=[REPEATS])
+    assert not joint.search(asked, layouts(asked.question))[0]
+    (best, *_), _ = joint.search(asked, guessing(asked))
+    assert best.chosen.estimate.decode_tokens_per_s.value >= wanted
+    assert "without guesses no types keep the limits" in list(explain.notes(asked, best))

@@ -126,6 +126,18 @@ def test_what_is_known_is_not_timed_again():
     ]
 
 
+def test_few_tokens_are_timed_beside_one():
+    """What is compared was timed at one pace: a new size of decode brings those of its matrix again, prompts not."""
+    engine = Counting()
+    one, four, prompt = (Kernel("q4_0", 64, 256, batch, 1) for batch in (1, 4, 64))
+    other = replace(one, type="q8_0")
+    measured([one, prompt, other], MACHINE, engine)
+    engine.asked = []
+    measured([one, four, prompt, other], MACHINE, engine)
+
+    assert engine.asked == [one, four]
+
+
 def test_the_picture_is_a_picture():
     """A line for each type and layout, with a point for each batch, within the frame."""
     kernels = kernels_of([SHAPE], all_kinds(), TRAITS, [1], (1, 8, 64))

@@ -10,8 +10,20 @@ from msgspec.structs import replace
 
 from penjing.cost import speed
 from penjing.cost.factors import fit
-from penjing.cost.passes import ONE, WAVES, Passes, Point, Way, _in_rounds, kernels_for, matrices
-from penjing.plan import Settings
+from penjing.cost.passes import (
+    CHECKS,
+    ONE,
+    WAVES,
+    Passes,
+    Point,
+    Way,
+    _checks,
+    _in_rounds,
+    kernels_for,
+    matrices,
+)  # fmt: skip
+from penjing.drafting import Habit
+from penjing.plan import Drafting, Settings
 from penjing.quality.menu import retyped
 
 import pass_worlds as world  # isort: skip
@@ -19,6 +31,8 @@ import pass_worlds as world  # isort: skip
 MODEL = world.shapes()
 PASSES = world.passes(MODEL, together=(1, 4))
 RATES = PASSES.measured
+GUESS = Habit(Drafting("ngram", 4, 2), {"edit": {0: 0.2, 4: 0.2}, "chat": {0: 0.6, 4: 0.1}})
+GUESSING = Passes(MODEL, world.rates(MODEL, checks=CHECKS), world.TRAITS, [GUESS])
 WAYS = [Way(build, repack) for build in world.TRAITS.builds for repack in (False, True)]
 
 
@@ -53,6 +67,40 @@ def test_seconds_add_over_tensors(seed, tokens):
     step = [np.median(PASSES.product(tensor, k, way, ONE)) for k in (types[name], other[name])]
     assert prefill == pytest.approx(alone[1] - alone[0], rel=1e-6, abs=1e-12)
     assert decode == pytest.approx(10 * (step[1] - step[0]), rel=1e-6, abs=1e-12)
+
+
+@given(st.integers(0, 10**6), st.sampled_from(WAYS), st.sampled_from(CHECKS))
+@settings(max_examples=40, deadline=None)
+def test_passes_that_check_guesses(seed, way, tokens):
+    """Composed of products alone: no slice was timed with so many tokens of one sequence."""
+    mix = retyped(MODEL, world.mixed(MODEL, seed))
+    found = GUESSING.pass_seconds(mix, way, Point("decode", tokens))
+    assert np.median(found) == pytest.approx(world.known_step(mix, way, tokens), rel=0.05)
+
+
+def test_a_drawn_token_takes_its_passes_and_what_they_look_back_at():
+    """The mean of both kinds of prompts: 0.4 passes over one token and 0.15 over five, which all attend to the rest."""
+    mix = retyped(MODEL, world.mixed(MODEL))
+    plain, guessing = (Settings(2, 2, False, False, drafting=d) for d in (Drafting(), GUESS.drafting))
+    rates, way = GUESSING.rates(mix, [plain, guessing]), Way("wheel", False)
+    near, far = (speed.decode_seconds(rates, guessing, depth, 1).value for depth in (100, 1100))
+    one, five = (np.median(GUESSING.pass_seconds(mix, way, Point("decode", n))) for n in (1, 5))
+    assert far - near == pytest.approx(1.15 * 1000 * len(MODEL.layers) * world.ATTENTION["decode"], rel=1e-3)
+    at_start = speed.decode_seconds(rates, guessing, 12, 1).value
+    assert at_start == pytest.approx(0.4 * one + 0.15 * five, rel=1e-2)
+    assert GUESSING.guess_ratios(mix, way, GUESS.drafting)["edit"] == pytest.approx(0.2 + 0.2 * five / one)
+    assert (
+        speed.decode_seconds(rates, guessing, 100, 1).doubt > speed.decode_seconds(rates, plain, 100, 1).doubt
+    )
+
+
+@given(st.dictionaries(st.integers(0, 16), st.floats(0.01, 1.0), min_size=1))
+def test_passes_between_timed_ones_keep_their_number_and_tokens(passes):
+    """Counted in part as a smaller and in part as a larger one."""
+    found = _checks(passes)
+    assert sum(found.values()) == pytest.approx(sum(passes.values()))
+    computed = sum(point.batch * count for point, count in found.items())
+    assert computed == pytest.approx(sum((n + 1) * count for n, count in passes.items()))
 
 
 def test_attention_grows_with_depth_and_threads_share_it():

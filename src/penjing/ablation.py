@@ -12,9 +12,9 @@ from penjing.plan import Settings
 from penjing.quality import menu
 from penjing.quality.allocate import Allocation, least_bytes
 from penjing.quantize.native import Native
-from penjing.search import choose, joint
+from penjing.search import choose, guesses, joint
 from penjing.search.choose import Question
-from penjing.search.joint import Task
+from penjing.search.task import Layout, Task
 
 Say = Callable[[str], None]
 STOCK = "Q4_K_M"
@@ -72,6 +72,8 @@ def _with_best_flags(task: Task, name: str, allocation: Allocation, every: Seque
     Raises:
         DoesNotFit: no settings keep the limits.
     """
-    chosen = joint.appraised(task, allocation, every)
+    layouts = {Layout.of(s) for s in every}
+    harmless = {layout for layout in layouts if not guesses.objection(task, layout, allocation)}
+    chosen = joint.appraised(task, allocation, [s for s in every if Layout.of(s) in harmless])
     how = choose.describe(chosen.settings, task.question.default)
     return Entry(f"{name}, {how}", allocation, chosen)

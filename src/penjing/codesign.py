@@ -12,8 +12,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from penjing import pass_rates, planner, store, tune
-from penjing.cost.passes import Passes
+from penjing.cost.passes import CHECKS, Passes
 from penjing.costs import menu_of
+from penjing.drafting import Habit
 from penjing.engines.base import Engine
 from penjing.errors import UsageError
 from penjing.finalists import Entry, timed
@@ -27,9 +28,9 @@ from penjing.quantize.native import Native
 from penjing.quantize.tensors import Tensors
 from penjing.rates import PassRates
 from penjing.reference import Reference
-from penjing.search import candidates, choose, explain, joint
+from penjing.search import candidates, choose, explain, guesses, joint
 from penjing.search.choose import Question
-from penjing.search.joint import Found, Task
+from penjing.search.task import Found, Task
 from penjing.sensitivities import model_hash
 from penjing.units import show_bytes
 
@@ -49,11 +50,15 @@ _LEFT_OUT = frozenset(
 
 
 class Source(Struct, frozen=True):
-    """The model that is to be stored in other types, and what each type would cost each of its matrices."""
+    """The model that is to be stored in other types, and what each type would cost each of its matrices.
+
+    `habits`: how guesses went in its answers, as far as that is known; None if nothing is to be guessed ahead.
+    """
 
     header: Header
     model: Model
     items: tuple[Item, ...]
+    habits: tuple[Habit, ...] | None = None
 
     @classmethod
     def of(
@@ -86,8 +91,13 @@ def rates_for(
     threads = candidates.thread_counts(question.machine.cores)
     return pass_rates.measured(
         source.header, source.model, list(kinds), question.machine, engine, threads, native,
-        together=(question.workload.users,), fresh=fresh,
+        together=(question.workload.users,), checks=CHECKS if _habits(source, question) else (), fresh=fresh,
     )  # fmt: skip
+
+
+def _habits(source: Source, question: Question) -> tuple[Habit, ...]:
+    """What may be guessed ahead: passes over guesses of several users were never timed."""
+    return source.habits or () if question.workload.users == 1 else ()
 
 
 def task_for(
@@ -96,7 +106,7 @@ def task_for(
     """The question with everything measured that its answer depends on."""
     rates = rates_for(source, question, engine, native, fresh=fresh)
     with Reference(source.header, source.model, rates.layers, rates.threads, engine, native) as reference:
-        passes = Passes(source.model, reference.at_present(rates), question.traits)
+        passes = Passes(source.model, reference.at_present(rates), question.traits, _habits(source, question))
     task = Task(question, source.items, passes, question.workload.users)
     return replace(task, cache_kld=_cache_kld(source, task, engine, fresh=fresh))
 
@@ -132,17 +142,19 @@ def plan(
         UsageError: no types keep all limits; says which come nearest.
     """
     task = task_for(source, question, engine, native, fresh=fresh)
-    found, refused = joint.search(task, settings_for(task))
+    proposed = settings_for(task)
+    found, refused = joint.search(task, proposed)
     if not found:
         raise _refuse(task, refused)
-    first = [_entry(task, f) for f in found[:_FINALISTS]]
+    first = _finalists(found)
     say(f"timing {len(first) + 1} ways to store and run it, with random weights")
-    *entries, usual = timed(task, source.header, [*first, baseline(task)], engine, native)
+    entrants = [*(_entry(task, f) for f in first), baseline(task)]
+    *entries, usual = timed(task, source.header, entrants, engine, native)
     best = _best(task, entries, usual)
-    winner = next((f for f in found if f.allocation == best.allocation), found[0])
+    winner = next((f for f, e in zip(first, entries, strict=True) if e is best), found[0])
     lost = [_lost(e, best) for e in (*entries, usual) if e is not best]
     composed = _entry(task, winner)  # what was not timed is compared with what was composed as it was
-    lost += [_lost(_entry(task, f), composed) for f in found[_FINALISTS:]]
+    lost += [_lost(_entry(task, f), composed) for f in found if f not in first]
     why = explain.why(best.name, best.chosen, usual.chosen)
     return Plan(
         model=source.model.name,
@@ -151,7 +163,13 @@ def plan(
         chosen=replace(best.chosen, why=why, types=best.allocation.types),
         default=replace(usual.chosen, why=usual.name),
         frontier=tuple(explain.frontier(task, winner)),
-        refused=(*lost, *refused, *_unproposed(task), *explain.ready_made(task, winner)),
+        refused=(
+            *lost,
+            *refused,
+            *_unproposed(task),
+            *_unguessed(source, task, proposed),
+            *explain.ready_made(task, winner),
+        ),
         notes=(*explain.notes(task, winner), *planner.notes(question, best.chosen), *_unsteady(task)),
     )
 
@@ -164,6 +182,27 @@ def _unproposed(task: Task) -> Iterator[Refusal]:
                 "what it costs in quality was not measured: that takes a limit on it, and room for the source"
             )
         yield Refusal("cache type q8_0", why)
+
+
+def _unguessed(source: Source, task: Task, proposed: Sequence[Settings]) -> Iterator[Refusal]:
+    """Why nothing is guessed ahead, where that was not even tried."""
+    if source.habits is None or any(s.drafting.kind != "none" for s in proposed):
+        return
+    why = f"how often guesses are right in its answers is not known: `penjing draft {source.header.files[0]}`"
+    if task.together > 1:
+        why = "it is for one user at a time"
+    elif not source.model.can_go_back:
+        why = "the model keeps a state that cannot go back"
+    elif task.passes.habits:
+        why = "checking guesses takes longer here than they save, whatever the types"
+    yield Refusal("guessing ahead", why)
+
+
+def _finalists(found: Sequence[Found]) -> list[Found]:
+    """The fastest few; one of them does without guesses, whose worth depends on the text."""
+    first = list(found[:_FINALISTS])
+    plain = next((f for f in found if f.layout.drafting.kind == "none"), first[-1])
+    return first if plain in first else [*first[:-1], plain]
 
 
 def _unsteady(task: Task) -> Iterator[str]:
@@ -202,7 +241,7 @@ def _best(task: Task, entries: Sequence[Entry], usual: Entry) -> Entry:
 
 
 def settings_for(task: Task) -> list[Settings]:
-    """Every combination of the knobs that may be worth it; another cache type where its price is known."""
+    """Every combination of the knobs that may be worth it; another cache type and guesses where they are known."""
     question = task.question
     limit = question.workload.max_kld if task.cache_kld is not None else None
     tried, _ = candidates.singles(
@@ -213,7 +252,8 @@ def settings_for(task: Task) -> list[Settings]:
         replace(question.workload, max_kld=limit),
     )
     tried += [candidates.relaid(s, repack) for s in tried[:1] for repack in (False, True)]
-    return list(dict.fromkeys(candidates.combinations(question.default, tried, repacks=True)))
+    plain = list(dict.fromkeys(candidates.combinations(question.default, tried, repacks=True)))
+    return [*plain, *guesses.drafted(task, plain)]
 
 
 def name_of(task: Task, found: Found) -> str:

@@ -11,7 +11,38 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from msgspec import Struct
+
+from penjing.plan import Drafting
+
 Passes = Counter[int]  # how many passes checked so many guesses
+
+
+class Habit(Struct, frozen=True):
+    """How one way of guessing went in answers that are known, whatever a pass takes.
+
+    Units:
+        passes: for each drawn token, by how many guesses they check, by kind of prompt.
+    """
+
+    drafting: Drafting
+    passes: dict[str, dict[int, float]]
+
+    @property
+    def usual(self) -> dict[int, float]:
+        """Passes for each drawn token, the mean of all kinds of prompts."""
+        guesses = sorted({n for passes in self.passes.values() for n in passes})
+        return {n: _mean([passes.get(n, 0.0) for passes in self.passes.values()]) for n in guesses}
+
+    @property
+    def spread(self) -> float:
+        """Half of what kinds of prompts differ by in all their passes, relative to the mean."""
+        totals = [sum(passes.values()) for passes in self.passes.values()]
+        return (max(totals) - min(totals)) / 2 / _mean(totals)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)  # without the module for it, which the engine's child would carry along
 
 
 class Guesser(Protocol):

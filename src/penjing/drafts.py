@@ -10,6 +10,8 @@ from statistics import mean
 from msgspec import Struct
 from msgspec.structs import replace
 
+from penjing import store
+from penjing.drafting import Habit
 from penjing.figures import Estimate
 from penjing.fingerprint import fingerprint
 from penjing.machine import Machine
@@ -23,11 +25,13 @@ class Trial(Struct, frozen=True):
 
     Units:
         right: share of the guessed tokens that were drawn, by domain. ratio: time over that of decode without guesses.
+        passes: for each drawn token, by how many guesses they check, by domain.
     """
 
     drafting: Drafting
     right: dict[str, float]
     ratio: dict[str, float]
+    passes: dict[str, dict[int, float]] = {}
 
 
 class Proof(Struct, frozen=True):
@@ -105,8 +109,26 @@ def _more(size: Estimate, extra: int) -> Estimate:
     return size.map(lambda n: n + extra)
 
 
+def remember_habits(path: Path, model: Model, report: Report) -> None:
+    """Keep how n-grams went in answers of `model`, for plans that choose its formats."""
+    seen = [Habit(t.drafting, t.passes) for t in report.trials if t.drafting.kind == "ngram" and t.passes]
+    store.remember(_habits_name(path, model), seen)
+
+
+def habits(path: Path, model: Model) -> tuple[Habit, ...]:
+    """What is known of how n-grams go in answers of `model`; nothing where `penjing draft` has not seen it."""
+    return store.recall(_habits_name(path, model), tuple[Habit, ...]) or ()
+
+
+def _habits_name(path: Path, model: Model) -> str:
+    return f"habits/{_named(path, model)}.json"
+
+
+def _named(path: Path, model: Model) -> str:
+    return fingerprint([Path(f) for f in model.files] or [path])
+
+
 def cache_name(path: Path, model: Model, machine: Machine, settings: Settings, engine_version: str) -> str:
     """Where the report is kept: what a check takes depends on the build and the layout that decode uses."""
     place = f"{machine.cpu} {machine.cores} {engine_version} {settings.build} {settings.repack}"
-    what = fingerprint([Path(f) for f in model.files] or [path])
-    return f"drafts/{what}-{hashlib.sha256(place.encode()).hexdigest()[:12]}.json"
+    return f"drafts/{_named(path, model)}-{hashlib.sha256(place.encode()).hexdigest()[:12]}.json"

@@ -24,7 +24,7 @@ from penjing.quality.allocate import Allocation
 from penjing.quantize.native import Native
 from penjing.rates import Kind, Knobs, Rates
 from penjing.search import choose, joint
-from penjing.search.joint import Task
+from penjing.search.task import Task
 
 _ROUNDS = 3
 _LONGEST_PROMPT, _DEEPEST = 512, 2048  # tokens that are timed of a finalist
@@ -88,8 +88,12 @@ def _sample(task: Task, session: Session, kind: Kind) -> float:
     tokens, depth = _lengths(task)[kind]
     if kind == "prefill":
         return min(s.seconds for s in session.time(kind, tokens, depth, 2))
-    found = session.time(kind, tokens, depth, 2, together=task.together)
-    return median(s.seconds * tokens / s.tokens for s in found)
+    if session.settings.drafting.kind == "none":
+        found = session.time(kind, tokens, depth, 2, together=task.together)
+        return median(s.seconds * tokens / s.tokens for s in found)
+    step = task.passes.step(session.settings.drafting)
+    checks = {point: session.time("check", point.batch, depth, 2) for point in step}
+    return tokens * sum(count * median(s.seconds for s in checks[point]) for point, count in step.items())
 
 
 def _corrected(task: Task, entry: Entry, measured: dict[Kind, float]) -> Entry:
@@ -104,16 +108,22 @@ def _corrected(task: Task, entry: Entry, measured: dict[Kind, float]) -> Entry:
         "decode": speed.decode_seconds(rates, settings, depth, steps),
     }
     factors = {kind: measured[kind] / p.value for kind, p in predicted.items() if p is not None}  # type: ignore[index]
-    chosen = choose.appraise(replace(question, rates=_scaled(rates, settings, factors)), settings)
+    scaled = _scaled(rates, settings, factors, task.passes.text_doubt(settings.drafting))
+    chosen = choose.appraise(replace(question, rates=scaled), settings)
     return replace(
         entry, chosen=replace(chosen, estimate=replace(chosen.estimate, kld=entry.chosen.estimate.kld))
     )
 
 
-def _scaled(rates: Rates, settings: Settings, factors: dict[str, float]) -> Rates:
+def _scaled(rates: Rates, settings: Settings, factors: dict[str, float], text_doubt: float) -> Rates:
+    """The timings of `settings` as they were measured; how well a text can be guessed stays in doubt."""
     mine = {Knobs.of("prefill", settings), Knobs.of("decode", settings)}
     timings = tuple(
-        replace(t, seconds=tuple(s * factors[t.knobs.kind] for s in t.seconds), doubt=0.0)
+        replace(
+            t,
+            seconds=tuple(s * factors[t.knobs.kind] for s in t.seconds),
+            doubt=text_doubt if t.knobs.kind == "decode" else 0.0,
+        )
         for t in rates.timings
         if t.knobs in mine
     )

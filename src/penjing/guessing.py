@@ -7,6 +7,7 @@ saves. The best of each kind is then run, in turn with none, and has to give the
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from itertools import product
@@ -17,7 +18,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from penjing import guessing_heads, texts
-from penjing.drafting import Guesser, Known, Lookup, replay, seconds_of
+from penjing.drafting import Guesser, Known, Lookup, Passes, replay, seconds_of
 from penjing.drafts import Proof, Report, Trial
 from penjing.engines.base import Engine, Finished, Message, Sampling, Session
 from penjing.errors import UsageError
@@ -71,11 +72,6 @@ def _divided(domain: str, text: str, name: str) -> list[Prompt]:
     return found
 
 
-def can_go_back(model: Model) -> bool:
-    """The cache can forget guesses that were wrong; a recurrent state cannot."""
-    return not any(layer.attention == "recurrent" for layer in model.layers)
-
-
 def measured(
     path: Path, model: Model, settings: Settings, engine: Engine, asked: Sequence[Prompt],
     *, draft_model: Path | None, tokens: int,
@@ -85,7 +81,7 @@ def measured(
     Raises:
         UsageError: nothing can be guessed ahead of this model.
     """
-    goes_back, heads = can_go_back(model), guessing_heads.has_heads(model)
+    goes_back, heads = model.can_go_back, guessing_heads.has_heads(model)
     if not goes_back and not heads:
         raise UsageError(
             f"nothing can be guessed ahead of `{model.name}`: it keeps a state that cannot go back",
@@ -121,6 +117,7 @@ def measured(
         tuple(proofs),
         chosen,
         why,
+        desk.disturbed,
     )
 
 
@@ -204,18 +201,20 @@ def _trial(
     guess_seconds: float = 0.0,
 ) -> Trial:  # fmt: skip
     """What `drafting` would have saved in the answers that are known; a guesser for each of them."""
-    guessed, right, quick, slow = (dict.fromkeys((a.domain for a in plain), 0.0) for _ in range(4))
+    passes: dict[str, Passes] = {a.domain: Counter() for a in plain}
+    right, drawn = Counter[str](), Counter[str]()
     for answer, guesser in zip(plain, guessers, strict=True):
-        tokens, domain = answer.end.tokens, answer.domain
-        passes, hits = replay(answer.prompt, tokens, guesser, drafting.tokens)
-        guessed[domain] += sum(n * count for n, count in passes.items())
-        right[domain] += hits
-        quick[domain] += seconds_of(passes, checks, guess_seconds)
-        slow[domain] += checks[1] * max(0, len(tokens) - 1)
+        found, hits = replay(answer.prompt, answer.end.tokens, guesser, drafting.tokens)
+        passes[answer.domain] += found
+        right[answer.domain] += hits
+        drawn[answer.domain] += max(0, len(answer.end.tokens) - 1)  # the first one comes from the prefill
+    told = {d: p for d, p in passes.items() if drawn[d]}
     return Trial(
         drafting,
-        {d: right[d] / max(1, guessed[d]) for d in slow},
-        {d: quick[d] / slow[d] if slow[d] else 1.0 for d in slow},
+        {d: right[d] / max(1, sum(n * count for n, count in p.items())) for d, p in passes.items()},
+        dict.fromkeys(passes, 1.0)
+        | {d: seconds_of(p, checks, guess_seconds) / (checks[1] * drawn[d]) for d, p in told.items()},
+        {d: {n: count / drawn[d] for n, count in p.items()} for d, p in told.items()},
     )
 
 

@@ -30,6 +30,7 @@ _COLD_CACHES = 2  # times the last-level cache: so much is read before the same 
 _LEAST_COLD_BYTES = 64 * 2**20
 _LEAST_CPU_SHARE = 0.7  # of wall seconds times threads: below, other work took the cores
 _PLAIN = ("f16", "bf16")
+_FEW = 32  # tokens, below which a product is one of decode
 
 
 class MatrixShape(Struct, frozen=True, order=True):
@@ -87,6 +88,7 @@ def measured(
     have = {t.kernel: t for t in known.timings}
     missing = [kernel for kernel in kernels if fresh or kernel not in have]
     if missing:
+        missing = _with_kin(missing, kernels)
         with ExitStack() as stack:
             shown = stack.enter_context(bar("timing kernels", len(missing)))
             timers = {b: stack.enter_context(engine.kernels(b)) for b in {k.build for k in missing}}
@@ -98,6 +100,13 @@ def measured(
     return replace(known, timings=tuple(have[kernel] for kernel in kernels))
 
 
+def _with_kin(missing: Sequence[Kernel], kernels: Sequence[Kernel]) -> list[Kernel]:
+    """With those that few tokens are multiplied in by the same matrix: they are compared, so the pace must be one."""
+    groups = {_group(kernel) for kernel in missing if kernel.batch < _FEW}
+    asked = set(missing)
+    return [k for k in kernels if k in asked or (k.batch < _FEW and _group(k) in groups)]
+
+
 def disturbed(rates: KernelRates) -> int:
     """Rounds that were thrown away because other work took the cores."""
     return sum(ROUNDS - len(timing.seconds) for timing in rates.timings)
@@ -107,8 +116,12 @@ def _groups(kernels: Sequence[Kernel]) -> list[list[Kernel]]:
     """Those of one matrix and layout together."""
     groups: dict[tuple[object, ...], list[Kernel]] = {}
     for k in kernels:
-        groups.setdefault((k.build, k.type, k.rows, k.columns, k.experts, k.repack), []).append(k)
+        groups.setdefault(_group(k), []).append(k)
     return list(groups.values())
+
+
+def _group(k: Kernel) -> tuple[object, ...]:
+    return k.build, k.type, k.rows, k.columns, k.experts, k.repack
 
 
 def _undisturbed(timing: KernelTiming) -> KernelTiming:

@@ -128,6 +128,11 @@ class Model(Struct, frozen=True):
         return not any(t.role == "output" for t in self.tensors)
 
     @property
+    def can_go_back(self) -> bool:
+        """Its cache can forget tokens that were guessed wrong; a recurrent state cannot."""
+        return not any(layer.attention == "recurrent" for layer in self.layers)
+
+    @property
     def tensor_types(self) -> dict[str, int]:
         """How many tensors are stored in each type, most frequent first."""
         return dict(Counter(t.type for t in self.tensors).most_common())

@@ -61,11 +61,12 @@ _LEAST_CPU_SHARE = 0.7
 
 def measured(
     header: Header, model: Model, kinds: Sequence[str], machine: Machine, engine: Engine, threads: Sequence[int],
-    native: Native, *, together: Sequence[int] = (1,), fresh: bool = False,
+    native: Native, *, together: Sequence[int] = (1,), checks: Sequence[int] = (), fresh: bool = False,
 ) -> PassRates:  # fmt: skip
     """Rates of the shapes of `model` in each of `kinds`: from the cache as far as it knows, else taken now.
 
     `threads`: counts to try; the first one is that of most timings. `together`: sequences that decode at once.
+    `checks`: tokens of passes that check guesses, of which only the products are timed.
     """
     points = points_for(together)
     traits = engine.traits(machine.isa)
@@ -75,7 +76,8 @@ def measured(
     rates = known or PassRates(engine.version, _layers(model, machine), threads[0], {}, {}, none, none,
                                KernelRates(engine.version), machine.load_average)  # fmt: skip
     usable = _usable(model, (*kinds, HEAD, REFERENCE))
-    wanted = kernels_for(model, _stored(model, usable), traits, points, threads[0])
+    multiplied = (*points, *(Point("decode", n) for n in checks))
+    wanted = kernels_for(model, _stored(model, usable), traits, multiplied, threads[0])
     rates = replace(rates, kernels=kernel_rates.measured(wanted, machine, engine, fresh=fresh))
     missing = [kind for kind in usable if kind not in rates.slices]
     if missing or not rates.others.timings:

@@ -8,7 +8,7 @@ from typing import Literal
 from msgspec import Struct
 from msgspec.structs import replace
 
-from penjing.plan import Build, CacheType, FlashAttention, Memory, Settings
+from penjing.plan import Build, CacheType, Drafting, FlashAttention, Memory, Settings
 
 Kind = Literal["prefill", "decode"]
 
@@ -16,7 +16,8 @@ Kind = Literal["prefill", "decode"]
 class Knobs(Struct, frozen=True):
     """The settings that the speed of one phase depends on; `micro_batch` is 0 for decode.
 
-    `together`: so many sequences take each step of decode; the tokens of a timing then count steps.
+    `together`: so many sequences take each step of decode; the tokens of a timing then count steps. With `drafting`
+    they count what is drawn.
     """
 
     kind: Kind
@@ -27,6 +28,7 @@ class Knobs(Struct, frozen=True):
     micro_batch: int
     build: Build = "wheel"
     together: int = 1
+    drafting: Drafting = Drafting()
 
     @classmethod
     def of(cls, kind: Kind, settings: Settings) -> Knobs:
@@ -40,6 +42,7 @@ class Knobs(Struct, frozen=True):
             settings.micro_batch if prefill else 0,
             settings.build,
             1 if prefill else settings.sequences,
+            Drafting() if prefill else settings.drafting,
         )
 
 

@@ -34,6 +34,10 @@ def command(args: argparse.Namespace) -> int:
     contestants = {"plan": plan.chosen.settings}
     if plan.default is not None and not plan.chosen.from_disk:
         contestants["default"] = plan.default.settings
+    if plan.chosen.settings.drafting.kind != "none":
+        say(
+            "note: answers are timed on random text, without the guesses that the plan counts: `penjing draft`"
+        )
     runs = bench.compare(engine, path, contestants, workload, args.rounds, say=say)
     results = {name: bench.summarize(name, settings, runs) for name, settings in contestants.items()}
     report: dict[str, Any] = {

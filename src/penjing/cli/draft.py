@@ -34,6 +34,7 @@ def command(args: argparse.Namespace) -> int:
         drafts.cache_name(here.path, here.model, here.question.machine, report.settings, engine.version),
         report,
     )
+    drafts.remember_habits(here.path, here.model, report)
     if args.json:
         show.document(report)
     else:

@@ -133,7 +133,7 @@ def limits(parser: argparse.ArgumentParser) -> None:
 def drafting(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--draft", choices=("auto", "off"), default="auto",
-        help="guess tokens ahead where `penjing draft` found that it pays (auto)",
+        help="guess tokens ahead where `penjing draft`, or a plan of formats, finds that it pays (auto)",
     )  # fmt: skip
 
 

@@ -155,6 +155,7 @@ def draft(parser: argparse.ArgumentParser) -> None:
   penjing draft model.gguf                         n-grams, on prompts of five kinds that ship
   penjing draft model.gguf --draft-model small.gguf
   penjing draft model.gguf --prompts mine.txt      a line of --- stands between two prompts
+  penjing draft model-f16.gguf                     how often guesses are right, for plans that choose formats
 """
     parser.add_argument("model", nargs="?", metavar="MODEL", help=MODEL)
     parser.add_argument(

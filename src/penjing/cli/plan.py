@@ -97,6 +97,7 @@ def _open(args: argparse.Namespace) -> Plan | None:
 
 def open_source(args: argparse.Namespace, engine: LlamaCpp, native: Native) -> tuple[Source, Question]:
     """A model whose types are open, what they would cost it, and what the options ask."""
+    from penjing import drafts
     from penjing.cli.build import sensitivity_for
     from penjing.codesign import Source
     from penjing.gguf import read_header
@@ -107,7 +108,9 @@ def open_source(args: argparse.Namespace, engine: LlamaCpp, native: Native) -> t
     header = read_header(path)
     sensitivity = sensitivity_for(args.sensitivity, header, model, native)
     question = question_for(model, setting.this_machine(path), setting.workload(args), engine)
-    return Source.of(header, model, sensitivity, native, question.budget_bytes), question
+    source = Source.of(header, model, sensitivity, native, question.budget_bytes)
+    guessed = getattr(args, "draft", "off") == "auto"
+    return replace(source, habits=drafts.habits(path, model) if guessed else None), question
 
 
 def _shapes(name: str | None) -> Model | None:

@@ -245,8 +245,9 @@ def _knobs(chosen: Chosen) -> str:
     layout = show_layouts(s) if repacks else "weights as in the file"
     disk = ", from disk" if chosen.from_disk else ""
     build = f" ({s.build} build)" if s.build != "wheel" else ""
+    guesses = f", {s.drafting}" if s.drafting.kind != "none" else ""
     return (f"{chosen.engine}{build}: {show_threads(s)}, {layout}{disk}, flash attention {s.flash_attention}, "
-            f"{s.cache_type} cache of {s.context_tokens} tokens, micro-batch {s.micro_batch}")  # fmt: skip
+            f"{s.cache_type} cache of {s.context_tokens} tokens, micro-batch {s.micro_batch}{guesses}")  # fmt: skip
 
 
 def _memory_line(memory: Memory) -> str:

@@ -32,6 +32,20 @@ class Factors(Struct, frozen=True):
         return self.by_type.get(stored, self.usual)
 
 
+def between(one: Factors, other: Factors, share: float) -> Factors:
+    """So far on the line from `one` to `other`."""
+    kinds = one.by_type.keys() | other.by_type.keys()
+    return Factors(
+        {kind: _line(one.of(kind), other.of(kind), share) for kind in kinds},
+        _line(one.usual, other.usual, share),
+        _line(one.layer_seconds, other.layer_seconds, share),
+    )
+
+
+def _line(one: np.ndarray, other: np.ndarray, share: float) -> np.ndarray:
+    return (1 - share) * one + share * other
+
+
 def fit(sums: Sequence[Mapping[Stored, float]], layers: Sequence[float], times: np.ndarray) -> Factors:
     """Least squares over all slices, in relative errors, with priors.
 

@@ -9,7 +9,7 @@ for tokens whose logits are asked for: in prefill that is one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, cached_property
 from typing import Literal
 
@@ -18,10 +18,11 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from penjing.cost import speed
-from penjing.cost.factors import Factors, fit
+from penjing.cost.factors import Factors, between, fit
 from penjing.cost.memory import Traits
+from penjing.drafting import Habit
 from penjing.model import Layer, Model, Tensor
-from penjing.plan import Build, CacheType, FlashAttention, Settings
+from penjing.plan import Build, CacheType, Drafting, FlashAttention, Settings
 from penjing.quality import stock
 from penjing.rates import Kernel, Kind, Knobs, PassRates, Rates, Timing
 
@@ -37,6 +38,15 @@ class Point(Struct, frozen=True):
 
 PREFILLS = tuple(Point("prefill", n) for n in (32, 128, 512))
 ONE = Point("decode", 1)
+CHECKS = (
+    1,
+    2,
+    3,
+    4,
+    5,
+    9,
+    17,
+)  # tokens of passes that check guesses; others are on the line between two of them
 HEAD = REFERENCE = "q8_0"
 NEAR_BY_KIND: dict[Kind, int] = {"prefill": 0, "decode": 16}  # positions before what is timed
 DEEP_BY_KIND: dict[Kind, int] = {"prefill": 1024, "decode": 2048}  # where attention is timed
@@ -121,10 +131,14 @@ def _times_timed(shape: Sequence[int], batch: int) -> float:
 
 
 class Passes:
-    """See the module. `shapes` is any model with these shapes; what its tensors are stored in does not matter."""
+    """See the module. `shapes` is any model with these shapes; what its tensors are stored in does not matter.
 
-    def __init__(self, shapes: Model, rates: PassRates, traits: Traits) -> None:
+    `habits`: ways of guessing ahead that times are asked for; their passes are composed of products alone.
+    """
+
+    def __init__(self, shapes: Model, rates: PassRates, traits: Traits, habits: Iterable[Habit] = ()) -> None:
         self._shapes, self._traits = shapes, traits
+        self.habits = {habit.drafting: habit for habit in habits}
         self.measured = self._rates = rates
         self._seconds = {t.kernel: float(np.median(t.seconds)) for t in rates.kernels.timings}
         self._known = set(rates.slices)
@@ -149,11 +163,32 @@ class Passes:
         seconds: Array = factor * self._seconds[kernel] * _times_timed(shape, point.batch)
         return seconds
 
+    def step(self, drafting: Drafting, together: int = 1) -> dict[Point, float]:
+        """The passes that a token of every sequence takes, and how many of each."""
+        if drafting.kind == "none":
+            return {Point("decode", together): 1.0}
+        return _checks(self.habits[drafting].usual)
+
+    def guess_ratios(self, model: Model, way: Way, drafting: Drafting) -> dict[str, float]:
+        """Time of decode with guesses over that without, by kind of prompt."""
+        seconds = {n: float(np.median(self.pass_seconds(model, way, Point("decode", n)))) for n in CHECKS}
+        return {
+            domain: sum(weight * seconds[point.batch] for point, weight in _checks(passes).items())
+            / seconds[1]
+            for domain, passes in self.habits[drafting].passes.items()
+        }
+
     def for_prompt(self, tensor: Tensor, kind: str, way: Way, tokens: int) -> float:
         """Seconds that one tensor adds to the prefill of `tokens` tokens in micro-batches of 512, the median round."""
         weights = speed.weights([p.batch for p in PREFILLS], tokens).items()
         return float(
             np.median(sum(w * self.product(tensor, kind, way, Point("prefill", n)) for n, w in weights))
+        )
+
+    def for_token(self, tensor: Tensor, kind: str, way: Way, step: Mapping[Point, float]) -> float:
+        """Seconds that one tensor adds to a drawn token, which takes the passes of `step`; the median round."""
+        return float(
+            np.median(sum(count * self.product(tensor, kind, way, point) for point, count in step.items()))
         )
 
     @cached_property
@@ -172,6 +207,10 @@ class Passes:
         between = layers * self._factors(way.build, point).layer_seconds
         seconds: Array = total + between + outputs * self._draws(way.build)
         return seconds
+
+    def text_doubt(self, drafting: Drafting) -> float:
+        """Half-width, relative, that a token's time has because texts differ in how well they are guessed."""
+        return self.habits[drafting].spread if drafting.kind != "none" else 0.0
 
     def doubt(self, model: Model) -> float:
         """Half-width, relative, that composing adds to the interval; more where the pace varied meanwhile."""
@@ -196,7 +235,10 @@ class Passes:
     # ---- what the timings of slices say -------------------------------------------------------------
 
     def _fit(self, build: Build, point: Point) -> Factors:
-        """Factors of a build at a point, from all slices that were timed there."""
+        """Factors of a build at a point, from all slices that were timed there.
+
+        Passes that check guesses were not: they are between one token and the least prompt.
+        """
         sums, times = [], []
         for kind, rates in self._rates.slices.items():
             for repack in (False, True):
@@ -205,6 +247,9 @@ class Passes:
                 if seen is not None:
                     sums.append(self._sums(kind, way, point))
                     times.append(seen)
+        if not times and ONE.batch < point.batch < PREFILLS[0].batch:
+            share = (point.batch - ONE.batch) / (PREFILLS[0].batch - ONE.batch)
+            return between(self._factors(build, ONE), self._factors(build, PREFILLS[0]), share)
         layers = self._rates.layers[point.phase] - (_LATE_SHARE if point.phase == "prefill" else 0)
         return fit(sums, [layers] * len(sums), np.array(times).reshape(-1, _ROUNDS))
 
@@ -288,7 +333,10 @@ class Passes:
         flat = (
             self._flat_prefill(model, knobs) if knobs.kind == "prefill" else self._flat_decode(model, knobs)
         )
-        doubt = self.doubt(model)
+        doubt = self.doubt(model) + self.text_doubt(knobs.drafting)
+        computed = sum(
+            point.batch * count for point, count in self.step(knobs.drafting, knobs.together).items()
+        )
         found = []
         for tokens, seconds in flat.items():
             # timings of a short pass differ by more than settings do: what is saved is never more than there is
@@ -296,14 +344,16 @@ class Passes:
             near = NEAR_BY_KIND[knobs.kind]
             depths = (near, DEEP_BY_KIND[knobs.kind]) if tokens in (STEPS, LONG) else (near,)
             for depth in depths:
-                added = share * layers * tokens * (depth - depths[0]) * knobs.together
+                added = share * layers * tokens * (depth - depths[0]) * computed
                 every = (seconds + added) * self._by_threads(knobs)
                 found.append(Timing(knobs, tokens, depth, tuple(float(s) for s in every), doubt))
         return found
 
     def _flat_decode(self, model: Model, knobs: Knobs) -> dict[int, Array]:
-        point = Point("decode", knobs.together)
-        return {STEPS: STEPS * self.pass_seconds(model, Way(knobs.build, knobs.repack), point)}
+        way, step = Way(knobs.build, knobs.repack), self.step(knobs.drafting, knobs.together)
+        total = sum((count * self.pass_seconds(model, way, point) for point, count in step.items()),
+                    np.zeros(_ROUNDS))  # fmt: skip
+        return {STEPS: STEPS * total}
 
     def _flat_prefill(self, model: Model, knobs: Knobs) -> dict[int, Array]:
         """Prompts from an empty cache, by length; what micro-batches add in attention between them counts."""
@@ -333,6 +383,17 @@ def _seconds(rates: Rates, way: Way, point: Point, threads: int) -> Array | None
             each = _in_rounds(t.seconds)
             return each if k.kind == "prefill" else each / t.tokens
     return None
+
+
+def _checks(passes: Mapping[int, float]) -> dict[Point, float]:
+    """Passes by their guesses as passes over so many tokens as are timed."""
+    found: dict[Point, float] = {}
+    for guesses, count in passes.items():
+        for tokens, share in speed.weights(CHECKS, guesses + 1).items():
+            if share:
+                point = Point("decode", tokens)
+                found[point] = found.get(point, 0.0) + share * count
+    return found
 
 
 def _in_rounds(seconds: Sequence[float]) -> Array:

@@ -21,7 +21,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from penjing.figures import Estimate, Measurement
-from penjing.plan import Settings
+from penjing.plan import Drafting, Settings
 from penjing.rates import Knobs, Rates, Timing
 
 # What runs differ by between one minute and the next on the same machine, beyond the spread of a short
@@ -192,7 +192,7 @@ def _attention_share(rates: Rates, knobs: Knobs) -> Seconds | None:
         for deep in rates.timings
         for flat in rates.timings
         if (deep.knobs, deep.tokens) == (flat.knobs, flat.tokens)
-        and (deep.knobs.kind, deep.knobs.together) == (knobs.kind, knobs.together)
+        and _steps(deep.knobs) == _steps(knobs)
         and deep.depth > flat.depth
     ]
     alike = [pair for pair in pairs if _attention(pair[0].knobs) == _attention(knobs)]
@@ -206,6 +206,10 @@ def _attention_share(rates: Rates, knobs: Knobs) -> Seconds | None:
 
 def _distance(one: Knobs, other: Knobs) -> tuple[bool, bool, bool]:
     return one != other, one.build != other.build, one.threads != other.threads
+
+
+def _steps(knobs: Knobs) -> tuple[str, int, Drafting]:
+    return knobs.kind, knobs.together, knobs.drafting
 
 
 def _attention(knobs: Knobs) -> tuple[str, str]:

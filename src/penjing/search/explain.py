@@ -9,11 +9,11 @@ from msgspec.structs import replace
 
 from penjing.errors import DoesNotFit
 from penjing.model import Model
-from penjing.plan import Chosen, Refusal, Settings
+from penjing.plan import Chosen, Drafting, Refusal, Settings
 from penjing.quality import menu
-from penjing.quality.allocate import Allocation, Item, Limits, least_kld, least_seconds
-from penjing.search import joint
-from penjing.search.joint import Found, Task
+from penjing.quality.allocate import Allocation, Item, Limits, least_kld, least_seconds, price
+from penjing.search import guesses, joint
+from penjing.search.task import Found, Layout, Task
 from penjing.units import GIB, show_bytes, show_number, show_seconds
 
 _BINDS = 0.99  # of a limit, from which on it counts as reached
@@ -66,9 +66,33 @@ def notes(task: Task, found: Found) -> Iterator[str]:
         if lost > _SAME * total:
             types = show_types(task.model, other.types)
             yield f"types for the {what} alone would be {types}: {show_seconds(lost)} slower in all"
+    yield from _guessed(task, found, items)
     yield from _prices(found, items)
     if cached := task.kld_of_cache(found.chosen.settings):
         yield f"the cache in {found.chosen.settings.cache_type} is {show_number(cached)} of the KL divergence"
+
+
+def _guessed(task: Task, found: Found, items: Sequence[Item]) -> Iterator[str]:
+    """What guesses are worth by kind of prompt, and what the types would be without them."""
+    layout, chosen = found.layout, found.allocation
+    if layout.drafting.kind == "none":
+        return
+    model = menu.retyped(task.model, chosen.types)
+    ratios = task.passes.guess_ratios(model, layout.for_answer, layout.drafting)
+    each = ", ".join(f"{ratio:.2f} ({domain})" for domain, ratio in ratios.items())
+    yield (
+        f"{layout.drafting}: {each} of the time of decode, if it is guessed as well as its source was; "
+        "`penjing draft` tells of the finished file"
+    )
+    try:
+        plain = least_seconds(joint.priced(task, replace(layout, drafting=Drafting())), found.limits)
+    except DoesNotFit:
+        yield "without guesses no types keep the limits"
+        return
+    lost = price(items, plain.types).seconds - chosen.seconds
+    if lost > _SAME * (found.chosen.estimate.total_seconds.value or 0.0):
+        types = show_types(task.model, plain.types)
+        yield f"types without guesses would be {types}: with them {show_seconds(lost)} slower in all"
 
 
 def _prices(found: Found, items: Sequence[Item]) -> Iterator[str]:
@@ -96,6 +120,8 @@ def frontier(task: Task, found: Found) -> Iterator[Chosen]:
         assert kld is not None
         try:
             allocation = least_seconds(items, replace(found.limits, kld=scale * kld))
+            if guesses.objection(task, found.layout, allocation):
+                continue
             chosen = joint.appraised(task, allocation, [found.chosen.settings])
         except DoesNotFit:
             continue
@@ -124,7 +150,7 @@ def _worse(allocation: Allocation, found: Found) -> str:
 def nearest(task: Task, proposed: Iterable[Settings]) -> str:
     """What would have to give way, as options: the least divergence within the memory, the least memory within both."""
     settings = min(proposed, key=lambda s: s.split)
-    items = joint.priced(task, joint.Layout.of(settings))
+    items = joint.priced(task, Layout.of(settings))
     limits = joint.limits_of(task, items, settings)
     try:
         best = least_kld(items, int(limits.n_bytes or 2**62))

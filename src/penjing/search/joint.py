@@ -1,10 +1,10 @@
 """Types of all matrices and settings of the engine, chosen together.
 
-What is few is enumerated: build, layout of the weights for each phase, type of the cache. For each of these HiGHS
-finds the types with the least time for the workload under the limits; bytes, divergence and seconds of products add
-over the matrices, and what a quantized cache costs in divergence is taken from the limit. Other settings (flash
-attention, threads, micro-batch) do not depend on types, and are chosen after. A combination whose least conceivable
-time exceeds what was found already is left out.
+What is few is enumerated: build, layout of the weights for each phase, type of the cache, and with each of these the
+most promising way of guessing ahead (`search.guesses`). HiGHS finds the types with the least time for the workload
+under the limits; bytes, divergence and seconds of products add over the matrices, and what a quantized cache costs in
+divergence is taken from the limit. Other settings (flash attention, threads, micro-batch) do not depend on types, and
+are chosen after. A combination whose least conceivable time exceeds what was found already is left out.
 """
 
 from __future__ import annotations
@@ -16,70 +16,19 @@ from msgspec.structs import replace
 
 from penjing.cost import speed
 from penjing.cost.memory import predict_memory
-from penjing.cost.passes import ONE, Passes, Point, Way
 from penjing.errors import DoesNotFit
-from penjing.figures import Estimate
-from penjing.model import Model, Tensor
-from penjing.plan import CacheType, Chosen, Refusal, Settings
+from penjing.model import Tensor
+from penjing.plan import Chosen, Refusal, Settings
 from penjing.quality import menu
 from penjing.quality.allocate import Allocation, Choice, Item, Limits, least_seconds
-from penjing.search import choose
+from penjing.search import choose, guesses
 from penjing.search.choose import Question
+from penjing.search.task import Found, Layout, Task
 
-_KLD_FACTOR = 1.4  # by which a predicted divergence may be off
 _NEAR = 0.05  # of a total: what flash attention or micro-batches seem to gain below this is not believed
 _KNOBS = ("flash_attention", "micro_batch", "threads", "prefill_threads")
 _CACHE_SHARE = 0.05  # of the memory, from which on a smaller cache may pay by the room it leaves
 _DOUBT = 0.08  # of composed times: what could be nearer than this is not left out
-
-
-class Layout(Struct, frozen=True, order=True):
-    """What is enumerated: what the times of products or the limits on the weights depend on."""
-
-    build: str
-    prefill_repack: bool
-    repack: bool
-    cache_type: CacheType = "f16"
-
-    @classmethod
-    def of(cls, settings: Settings) -> Layout:
-        return cls(settings.build, settings.prefill_repack, settings.repack, settings.cache_type)
-
-
-class Found(Struct, frozen=True):
-    """The best types for one layout, and the best settings with them."""
-
-    layout: Layout
-    allocation: Allocation
-    limits: Limits
-    chosen: Chosen
-
-
-class Task(Struct, frozen=True):
-    """A question in which the types are open: `items` tell what each would cost in quality.
-
-    Units:
-        together: sequences that decode at once.
-        cache_kld: of a q8_0 cache, in nats per token; None where it is not known, and so not proposed.
-    """
-
-    question: Question
-    items: tuple[Item, ...]
-    passes: Passes
-    together: int = 1
-    cache_kld: float | None = None
-
-    def kld(self, allocation: Allocation, settings: Settings) -> Estimate:
-        """The divergence of types and cache together, with the interval that predictions have had."""
-        value = allocation.kld + self.kld_of_cache(settings)
-        return Estimate(value, value / _KLD_FACTOR, value * _KLD_FACTOR, "fitted")
-
-    def kld_of_cache(self, settings: Settings) -> float:
-        return (self.cache_kld or 0.0) if settings.cache_type != "f16" else 0.0
-
-    @property
-    def model(self) -> Model:
-        return self.question.model
 
 
 def search(task: Task, proposed: Iterable[Settings]) -> tuple[list[Found], list[Refusal]]:
@@ -110,35 +59,23 @@ def search(task: Task, proposed: Iterable[Settings]) -> tuple[list[Found], list[
 
 def priced(task: Task, layout: Layout) -> list[Item]:
     """The items with the seconds that each choice adds to one request; choices that were never timed are left out."""
-    tensors = {t.name: t for t in task.model.tensors}
     items = []
-    for item in task.items:
-        choices = [
-            c for choice in item.choices if (c := _timed(task, layout, tensors, item, choice)) is not None
-        ]
+    for item, tensors in task.multiplied():
+        choices = [c for choice in item.choices if (c := _timed(task, layout, tensors, choice)) is not None]
         items.append(replace(item, choices=tuple(choices)))
     return items
 
 
-def _timed(
-    task: Task, layout: Layout, tensors: dict[str, Tensor], item: Item, choice: Choice
-) -> Choice | None:
+def _timed(task: Task, layout: Layout, tensors: Sequence[Tensor], choice: Choice) -> Choice | None:
     workload, passes = task.question.workload, task.passes
+    step = passes.step(layout.drafting, task.together)
     prefill = decode = 0.0
-    for tensor in (tensors[name] for name in item.names):
-        if tensor.role == "token_embedding":
-            if not task.model.tied:
-                continue  # rows are looked up, which costs nothing
-            tensor = replace(tensor, layer=None)
+    for tensor in tensors:
         try:
-            ways = Way(layout.build, layout.prefill_repack), Way(layout.build, layout.repack)  # type: ignore[arg-type]
-            prefill += passes.for_prompt(tensor, choice.type, ways[0], workload.prompt_tokens)
-            step = passes.product(
-                tensor, choice.type, ways[1], Point("decode", task.together) if task.together > 1 else ONE
-            )
+            prefill += passes.for_prompt(tensor, choice.type, layout.for_prompt, workload.prompt_tokens)
+            decode += workload.answer_tokens * passes.for_token(tensor, choice.type, layout.for_answer, step)
         except KeyError:
             return None
-        decode += workload.answer_tokens * float(sorted(step)[len(step) // 2])
     decode += (task.together - 1) * prefill  # others' prompts, that the answer waits for
     return replace(choice, prefill_seconds=prefill, decode_seconds=decode)
 
@@ -147,10 +84,12 @@ def solved(task: Task, layout: Layout, items: Sequence[Item], group: Sequence[Se
     """The types with the least time under the limits, and the best settings of the group with them.
 
     Raises:
-        DoesNotFit: nothing keeps the limits.
+        DoesNotFit: nothing keeps the limits, or some kind of prompt suffers from guesses.
     """
     limits = limits_of(task, items, group[0])
     allocation = least_seconds(items, limits)
+    if why := guesses.objection(task, layout, allocation):
+        raise DoesNotFit(why)
     return Found(layout, allocation, limits, appraised(task, allocation, group))
 
 

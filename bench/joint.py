@@ -24,6 +24,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -70,7 +71,12 @@ AIMS = {
     ("SmolLM2", "wheel alone"): {"prefill": 1.8},
     ("qwen3-1.7b", "all builds"): {"decode": 1.0, "prefill": 3.0},
 }
-STOCK, TOKENS, ROUNDS, TIMED_STEPS = "Q4_K_M", 4096, 3, 64
+STOCK, TOKENS, ROUNDS = "Q4_K_M", 4096, 3
+PIECES, PROMPTS, TIMED_STEPS = (
+    6,
+    2,
+    12,
+)  # of a round: turns, those that have a prompt as well, steps of a turn
 ATTEMPTS, SAFETY, NEAR = 3, 0.98, 0.92
 USUAL = 0.95  # of a predicted divergence, that files are measured to have here at most (docs/log.md)
 MEMORY_SECONDS = 4.0
@@ -304,32 +310,49 @@ def _ablated(
 
 
 def _raced(model: str, contestants: Sequence[Contestant], engine: LlamaCpp) -> dict[str, Any]:
-    """Every contestant in every round, in turn; those of a pair beside each other, taking turns in being first."""
-    runs: list[tuple[Contestant, Timed]] = []
-    for number in range(ROUNDS):
-        for pair in zip(contestants[::2], contestants[1::2], strict=True):
-            order = pair if number % 2 == 0 else reversed(pair)
-            runs += [(one, _run(one, number, engine)) for one in order]
+    """Every pair in every round, in new processes; both of a pair are loaded, and take turns at short pieces."""
+    pairs = list(zip(contestants[::2], contestants[1::2], strict=True))
+    runs = [(pair, _run(pair, number, engine)) for number in range(ROUNDS) for pair in pairs]
     rows = []
-    for mine, other in zip(contestants[::2], contestants[1::2], strict=True):
-        rows.append(_ratios(model, mine, *([t for c, t in runs if c is one] for one in (mine, other))))
+    for mine, _ in pairs:
+        seen = [timed for (one, _), timed in runs if one is mine]
+        rows.append(_ratios(model, mine, [a for a, _ in seen], [b for _, b in seen]))
     return {
         "rows": rows,
-        "runs": [(c.builds, t.name, t.workload, t.prefill, t.step, t.total) for c, t in runs],
-    }
+        "runs": [
+            (pair[0].builds, t.name, t.workload, t.prefill, t.step, t.total)
+            for pair, timed in runs for t in timed
+        ],
+    }  # fmt: skip
 
 
-def _run(one: Contestant, number: int, engine: LlamaCpp) -> Timed:
-    workload = WORKLOADS[one.workload]
+def _run(pair: Sequence[Contestant], number: int, engine: LlamaCpp) -> list[Timed]:
+    """Medians of short pieces, A B B A: the memory of a shared machine changes its speed within seconds."""
+    workload = WORKLOADS[pair[0].workload]
     context = -(-(workload.needed_tokens + 64) // 256) * 256
-    with engine.open(Path(one.file), replace(one.settings, context_tokens=context)) as session:
-        session.time("prefill", 32, 0, 1)
-        (prefill,) = session.time("prefill", workload.prompt_tokens, 0, 1)
-        depth = workload.prompt_tokens + workload.answer_tokens // 2 - TIMED_STEPS // 2
-        (decode,) = session.time("decode", TIMED_STEPS, depth, 1)
-    step = decode.seconds / decode.tokens
-    total = prefill.seconds + workload.answer_tokens * step
-    return Timed(one.name, one.workload, number, prefill.seconds, step, total)
+    depth = workload.prompt_tokens + workload.answer_tokens // 2 - TIMED_STEPS // 2
+    prompts: list[list[float]] = [[] for _ in pair]
+    steps: list[list[float]] = [[] for _ in pair]
+    with ExitStack() as stack:
+        sessions = [
+            stack.enter_context(engine.open(Path(c.file), replace(c.settings, context_tokens=context)))
+            for c in pair
+        ]
+        for session in sessions:
+            session.time("prefill", 32, 0, 1)
+        for turn in range(PIECES):
+            for i in (0, 1) if (turn + number) % 2 else (1, 0):
+                if turn < PROMPTS:
+                    (prefill,) = sessions[i].time("prefill", workload.prompt_tokens, 0, 1)
+                    prompts[i].append(prefill.seconds)
+                (decode,) = sessions[i].time("decode", TIMED_STEPS, depth, 1)
+                steps[i].append(decode.seconds / decode.tokens)
+    found = []
+    for one, prefill_seconds, step_seconds in zip(pair, prompts, steps, strict=True):
+        prefill, step = median(prefill_seconds), median(step_seconds)
+        total = prefill + workload.answer_tokens * step
+        found.append(Timed(one.name, one.workload, number, prefill, step, total))
+    return found
 
 
 def _ratios(model: str, mine: Contestant, ours: Sequence[Timed], theirs: Sequence[Timed]) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def menu_of(
     matrices = [t for t in model.tensors if stock.is_quantized(t) and t.name in sensitivity.moments]
     s = sensitivity
     basis = f"{s.tokens} {s.text_sha256} {s.seed} {s.source} {s.version}"
-    key = f"{source_hash} {basis} {least_bits} {PINNED} {WAY} {__version__}"
+    key = f"{source_hash} {basis} {least_bits} {PINNED} {WAY} {__version__} {menu.KINDS}"
     name = f"costs/{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     tables = store.recall(name, _Tables)
     if tables is None:

@@ -29,7 +29,6 @@ ROUNDS = 3
 _COLD_CACHES = 2  # times the last-level cache: so much is read before the same weights come again
 _LEAST_COLD_BYTES = 64 * 2**20
 _LEAST_CPU_SHARE = 0.7  # of wall seconds times threads: below, other work took the cores
-_PLAIN = ("f16", "bf16")
 _FEW = 32  # tokens, below which a product is one of decode
 
 
@@ -60,7 +59,7 @@ def kernels_of(
 
 
 def all_kinds() -> tuple[str, ...]:
-    return (*KINDS, *_PLAIN)
+    return (*KINDS, "f16")
 
 
 def known(machine: Machine, engine: Engine) -> tuple[KernelTiming, ...]:

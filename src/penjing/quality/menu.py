@@ -15,20 +15,24 @@ from penjing.quality.allocate import Allocation, Choice, Item, price
 # q1_0, q2_0) are for models that were trained in them; q8_1 and q8_K are for activations.
 KINDS = (
     "iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "q2_K", "iq3_xxs", "iq3_s", "q3_K", "iq4_xs", "mxfp4", "nvfp4",
-    "iq4_nl", "q4_0", "q4_K", "q4_1", "q5_0", "q5_K", "q5_1", "q6_K", "q8_0",
+    "iq4_nl", "q4_0", "q4_K", "q4_1", "q5_0", "q5_K", "q5_1", "q6_K", "q8_0", "bf16",
 )  # fmt: skip
 SLOW_BITS = 4.0  # formats below take long to unpack, and pay only where memory is short
 _PLAIN = frozenset({"f32", "f16", "bf16"})
 
 
 def kinds_for(tensor: Tensor, least_bits: float = 0.0) -> list[str]:
-    """The types in whose blocks the rows of `tensor` go up whole, from `least_bits` per weight to what it has now."""
+    """The types in whose blocks the rows of `tensor` go up whole, from `least_bits` per weight to what it has now.
+
+    Among them BF16 for F16: no smaller, but some processors multiply in it and in F16 do not.
+    """
     now = BY_NAME[tensor.type].bits_per_weight
     return [
         kind
         for kind in KINDS
         if tensor.shape[0] % BY_NAME[kind].block_weights == 0
-        and least_bits <= BY_NAME[kind].bits_per_weight < now
+        and least_bits <= BY_NAME[kind].bits_per_weight
+        and (BY_NAME[kind].bits_per_weight < now or (kind, tensor.type) == ("bf16", "f16"))
     ]
 
 

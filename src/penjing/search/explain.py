@@ -51,6 +51,8 @@ def slower(candidate: Chosen, winner: Chosen) -> str:
     assert mine is not None and best is not None
     if abs(mine - best) <= _SAME * best:
         return f"{show_seconds(mine)} for the workload: no difference that could be noticed"
+    if mine < best:
+        return f"{show_seconds(mine)} against {show_seconds(best)}: too little, or not in every round"
     return f"{show_seconds(mine)} for the workload, the chosen {show_seconds(best)}"
 
 

@@ -1,15 +1,15 @@
 """Times and memory that are predicted from the rates of kernels and slices, beside those of whole models.
 
-    python bench/prediction.py                          everything: 28 to 41 minutes on two cores
+    python bench/prediction.py                          everything: half an hour on two cores
     python bench/prediction.py --only qwen3-0.6b
 
 Shapes: SmolLM2, Qwen3-0.6B, Qwen3-1.7B and Qwen3-4B (less some of their vocabulary) and four layers of Qwen3-30B-A3B,
 with random weights. For each the rates are taken once, from slices of one type each. Then whole models in mixes of
 types that no slice has had are timed in two layouts of the weights, with the native build where there is one: decode
-after few and after 2048 tokens, of 1, 4 and 16 sequences, prefill of 512 tokens, and the peak of memory. The slice that
-tells the machine's pace is timed before and after each of them, and rates are scaled to that, as a plan does with the
-pace of its moment; nothing else that is timed here enters a prediction. Prints a line for each figure, then errors by
-phase; the last line is one JSON document.
+after few and after 2048 tokens, of 1, 4 and 16 sequences, prefill of 512 tokens, and the peak of memory. Each is timed
+in several pieces; the slice that tells the machine's pace is timed before and after each of them, and rates are scaled
+to that, as a plan does with the pace of its moment; nothing else that is timed here enters a prediction. Prints a line
+for each figure, then errors by phase; the last line is one JSON document.
 """
 
 from __future__ import annotations
@@ -54,20 +54,23 @@ from penjing.tune import disturbed
 
 SHAPES = ("SmolLM2", "qwen3-0.6b", "qwen3-1.7b", "qwen3-4b", "qwen3-30b-a3b-4")
 KINDS = ("q4_0", "q4_K", "iq4_xs", "q5_0", "q6_K", "q8_0")
-MIXES = 2  # of those of `_mixes`; SmolLM2, whose passes are short, is timed in all of them
+MIXES = {
+    "qwen3-4b": 1,
+    "qwen3-30b-a3b-4": 1,
+}  # of those of `_mixes`, of the shapes that take long; of others two
 AIMS = {"decode": (5, 12), "prefill": (8, 18), "memory": (3, None)}
 ROUNDS, STEPS, SHALLOW, DEEP, PROMPT = 2, 8, 64, 2048, 512
+PIECES = 3  # of a figure of decode in a round
 POINT_SECONDS = 0.4  # of a figure of decode at least, and twelve samples at most
 LONG_SECONDS = 4.0  # a prompt that takes so long is timed once a round, from the start
 TOGETHER = (1, 4, 16)
 PREFILL = f"prefill {PROMPT}"
 STEPPING = {f"{n} at {d}": (n, d) for n, d in ((1, SHALLOW), (1, DEEP), (4, SHALLOW), (16, SHALLOW))}
-LOOKS = 2  # at the pace of the machine, before and after each timing
 CONTEXT = 2304
 
 
 class Figure(Struct, frozen=True):
-    """What was predicted and measured in each round: seconds a step, seconds a prompt, or bytes."""
+    """What was predicted and measured in each piece: seconds a step, seconds a prompt, or bytes."""
 
     phase: str
     what: str
@@ -86,7 +89,7 @@ class Figure(Struct, frozen=True):
 
     @property
     def _measured_share(self) -> float:
-        """Of what was predicted, the median of the rounds."""
+        """Of what was predicted, the median of the pieces."""
         return median(
             sample / estimate.value
             for sample, estimate in zip(self.samples, self.predicted, strict=True)
@@ -140,7 +143,7 @@ def _shape(name: str, folder: Path, *, fresh: bool) -> Iterator[dict[str, Any]]:
         flush=True,
     )
     with Reference(header, model, rates.layers, rates.threads, engine, native) as reference:
-        for mix, types in list(_mixes(model).items())[: None if name == "SmolLM2" else MIXES]:
+        for mix, types in list(_mixes(model).items())[: MIXES.get(name, 2)]:
             path = folder / "whole.gguf"
             slices.write(header, types, len(model.layers), model.vocabulary, path, native)
             for settings in _settings(machine, engine):
@@ -167,12 +170,11 @@ def _random(folder: Path, name: str) -> Path:
 
 
 def _mixes(model: Model) -> dict[str, dict[str, str]]:
-    """A stock mix, one type for attention and another for the rest, and types drawn for every matrix."""
+    """A stock mix, and types drawn for every matrix."""
     draw = np.random.default_rng(7)
     matrices = [t for t in model.tensors if stock.is_quantized(t)]
     drawn = {t.name: stock.fallback(str(draw.choice(KINDS)), t.shape[0]) for t in matrices}
-    by_role = {t.name: "q8_0" if "attn" in t.name else stock.fallback("q4_0", t.shape[0]) for t in matrices}
-    return {"Q4_K_M": stock.mix(model, "Q4_K_M"), "drawn": drawn, "attention q8_0, rest q4_0": by_role}
+    return {"Q4_K_M": stock.mix(model, "Q4_K_M"), "drawn": drawn}
 
 
 def _settings(machine: Machine, engine: LlamaCpp) -> list[Settings]:
@@ -226,13 +228,12 @@ def _timed(
     _look(reference)
     for what, seconds in _seconds(session):
         _look(reference)
-        yield what, seconds, reference.recent(rates.pace_seconds, 2 * LOOKS)
+        yield what, seconds, reference.recent(rates.pace_seconds, 2)
 
 
 def _look(reference: Reference) -> None:
-    for _ in range(LOOKS):
-        reference.sample("prefill")
-        reference.sample("decode")
+    reference.sample("prefill")
+    reference.sample("decode")
 
 
 def _seconds(session: LlamaSession) -> Iterator[tuple[str, float]]:
@@ -246,7 +247,9 @@ def _seconds(session: LlamaSession) -> Iterator[tuple[str, float]]:
     for what, (together, depth) in STEPPING.items():
         steps = max(2, STEPS // together)
         repeats = min(12, max(3, round(POINT_SECONDS / (one.seconds * steps * together**0.5))))
-        yield what, _calm(session.time("decode", steps, depth, repeats, together=together), threads)
+        for _ in range(PIECES):
+            samples = session.time("decode", steps, depth, -(-repeats // PIECES), together=together)
+            yield what, _calm(samples, threads)
 
 
 def _calm(samples: list[Sample], threads: int) -> float:

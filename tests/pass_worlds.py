@@ -7,14 +7,10 @@ from itertools import product
 import numpy as np
 
 from penjing.cost.memory import Traits
-from penjing.cost.passes import (
-    DEEP_BY_KIND,
+from penjing.cost.passes import (  # fmt: skip)
     HEAD,
-    LONG,
-    NEAR_BY_KIND,
     ONE,
     REFERENCE,
-    STEPS,
     Passes,
     Point,
     Way,
@@ -22,7 +18,8 @@ from penjing.cost.passes import (
     kernels_for,
     matrices,
     points_for,
-)  # fmt: skip
+)
+from penjing.cost.variants import DEEP_BY_KIND, LONG, NEAR_BY_KIND, STEPS
 from penjing.formats import BY_NAME, type_bytes
 from penjing.model import Layer, Model, Tensor
 from penjing.quality import stock
@@ -31,6 +28,7 @@ from penjing.rates import Kernel, KernelRates, KernelTiming, Knobs, PassRates, R
 KINDS = ("q4_0", "q4_K", "q6_K", "q8_0")
 TRAITS = Traits("fake", "1", frozenset({"q4_0", "q4_K"}), 10**6, 0, ("wheel", "native"))
 FACTOR, LAYER_SECONDS, DRAW_SECONDS = 1.04, 3e-5, 2e-4
+SMALL_BATCHES = 1.2  # times as long for a prompt of several of them
 ATTENTION = {"prefill": 1e-9, "decode": 2e-8}  # seconds for each layer, token and position before it
 WIDTH, HIDDEN, VOCABULARY = 512, 1024, 2048
 SLICE_LAYERS = {"prefill": 2, "decode": 3}
@@ -166,7 +164,8 @@ def _others() -> Rates:
             for threads in (2, 1):
                 knobs = Knobs(kind, threads, False, flash, cached, 512 if kind == "prefill" else 0, build)
                 found = found.add(knobs, tokens, depth, (seconds * 2 / threads,) * 3)
-    return found
+    small = Knobs("prefill", 2, False, "auto", "f16", 128, "native")
+    return found.add(small, LONG, 0, (SMALL_BATCHES * 0.01,) * 3)
 
 
 def known_step(model: Model, way: Way, together: int = 1) -> float:

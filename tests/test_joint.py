@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from penjing import codesign
 from penjing.cost.passes import CHECKS, Passes
 from penjing.drafting import Habit
 from penjing.engines.fake import FakeEngine
+from penjing.finalists import Entry
 from penjing.formats import BY_NAME
 from penjing.plan import Drafting
 from penjing.planner import question_for
@@ -315,3 +317,22 @@ def test_a_speed_that_only_guesses_reach():
     (best, *_), _ = joint.search(asked, guessing(asked))
     assert best.chosen.estimate.decode_tokens_per_s.value >= wanted
     assert "without guesses no types keep the limits" in list(explain.notes(asked, best))
+
+
+# --- finalists -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("rounds", "wins"), [((2.0, 2.1, 2.2), True), ((2.0, 3.5, 2.2), False)])
+def test_a_plan_wins_in_every_round_or_not_at_all(rounds, wins):
+    """The stock mix stays where something was faster only now and then; where it breaks the limit, it cannot."""
+    asked = task(replace(LONG_ANSWER, max_kld=0.3))
+    (best, *_), _ = joint.search(asked, layouts(asked.question))
+    quick = Entry("quick", best.allocation, best.chosen, rounds)
+    slow = replace(
+        best.chosen.estimate, total_seconds=best.chosen.estimate.total_seconds.map(lambda s: 1.5 * s)
+    )
+    usual = Entry("usual", best.allocation, replace(best.chosen, estimate=slow), (3.0, 3.1, 3.2))
+    assert codesign._best(asked, [quick], usual).name == ("quick" if wins else "usual")
+    too_far = replace(slow, kld=slow.kld.map(lambda _: 1.0))
+    beyond = replace(usual, chosen=replace(usual.chosen, estimate=too_far))
+    assert codesign._best(asked, [quick], beyond).name == "quick"

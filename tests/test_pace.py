@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 import pass_worlds as world
 from penjing.cost import pace, speed
 from penjing.cost.pace import Pace
-from penjing.cost.passes import DEEP_BY_KIND, REFERENCE, STEPS, Passes
+from penjing.cost.passes import REFERENCE, Passes
+from penjing.cost.variants import DEEP_BY_KIND, STEPS
 from penjing.plan import Settings
 from penjing.quality.menu import retyped
 from penjing.rates import Timing

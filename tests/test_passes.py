@@ -145,11 +145,14 @@ def test_more_layers_and_more_tokens_take_longer():
     way = Way("wheel", False)
     tall = world.shapes(layers=12)
     assert all(world.passes(tall).pass_seconds(tall, way, ONE) > PASSES.pass_seconds(MODEL, way, ONE))
-    whole, split = (Settings(2, 2, False, False, micro_batch=n) for n in (512, 128))
+    whole, split = (Settings(2, 2, False, False, build="native", micro_batch=n) for n in (512, 128))
     rates = PASSES.rates(MODEL, [whole, split])
     lengths = [speed.prefill_seconds(rates, whole, n).value for n in (32, 100, 512, 2000)]
     assert lengths == sorted(lengths)
-    assert speed.prefill_seconds(rates, split, 512).value > lengths[2]
+    assert speed.prefill_seconds(rates, split, 512).value == pytest.approx(world.SMALL_BATCHES * lengths[2])
+    assert speed.prefill_seconds(rates, split, 32).value == pytest.approx(lengths[0])
+    with pytest.raises(KeyError):  # they were timed with the best build alone
+        PASSES.rates(MODEL, [replace(split, build="wheel")])
 
 
 def test_types_without_a_slice_are_doubted():

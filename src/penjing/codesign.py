@@ -257,7 +257,9 @@ def settings_for(task: Task) -> list[Settings]:
         replace(question.workload, max_kld=limit),
     )
     tried += [candidates.relaid(s, repack) for s in tried[:1] for repack in (False, True)]
-    plain = list(dict.fromkeys(candidates.combinations(question.default, tried, repacks=True)))
+    every = dict.fromkeys(candidates.combinations(question.default, tried, repacks=True))
+    best, usual = question.traits.builds[-1], question.default.micro_batch
+    plain = [s for s in every if s.build == best or s.micro_batch == usual]  # others were not timed
     return [*plain, *guesses.drafted(task, plain)]
 
 

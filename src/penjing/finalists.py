@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from penjing import slices
 from penjing.build import check_room
 from penjing.cost import speed
-from penjing.cost.passes import STEPS
+from penjing.cost.variants import STEPS
 from penjing.engines.base import Engine, Session
 from penjing.gguf.header import Header
 from penjing.gguf.writer import frame_of

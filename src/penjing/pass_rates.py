@@ -18,20 +18,17 @@ from penjing import kernel_rates, store
 from penjing.cost import pace
 from penjing.cost.memory import Traits
 from penjing.cost.pace import Pace
-from penjing.cost.passes import (
-    DEEP_BY_KIND,
+from penjing.cost.passes import (  # fmt: skip)
     HEAD,
-    LONG,
-    NEAR_BY_KIND,
     REFERENCE,
-    STEPS,
     Point,
     Way,
     head_of,
     kernels_for,
     matrices,
     points_for,
-)  # fmt: skip
+)
+from penjing.cost.variants import DEEP_BY_KIND, LONG, NEAR_BY_KIND, SMALL_BATCH, STEPS
 from penjing.engines.base import Engine, Sample, Session
 from penjing.formats import BY_NAME
 from penjing.gguf.header import Header
@@ -206,9 +203,9 @@ class _Slicer:
             n_bytes = self._read(REFERENCE, Point(kind, 1))
             with self._reference.open(self._reference.file(kind), Way(build, False)) as session:
                 usual = session.settings
-                for change in ({}, {"flash_attention": "off"}, {"cache_type": "q8_0"}):
+                for change in _changes(kind, is_best=build == self._traits.builds[-1]):
                     session.configure(replace(usual, **change))
-                    for depth in (near, DEEP_BY_KIND[kind]):
+                    for depth in (near,) if "micro_batch" in change else (near, DEEP_BY_KIND[kind]):
                         found = self._time(found, session, kind, tokens, depth, n_bytes)
                 for count in threads[1:] if build == "wheel" else ():
                     session.configure(replace(usual, threads=count, prefill_threads=count))
@@ -254,9 +251,15 @@ class _Slicer:
         yield from kept or [min(samples, key=lambda s: s.seconds)]
 
 
+def _changes(kind: Kind, *, is_best: bool) -> list[dict[str, str | int]]:
+    """Settings whose effect is timed; smaller micro-batches with the best build, which is the one that plans take."""
+    found: list[dict[str, str | int]] = [{}, {"flash_attention": "off"}, {"cache_type": "q8_0"}]
+    return [*found, {"micro_batch": SMALL_BATCH}] if kind == "prefill" and is_best else found
+
+
 def _cache_name(model: Model, machine: Machine, traits: Traits, what: str) -> str:
     """Names the shapes, the machine and the engine: models with the same shapes share their rates."""
     shapes = sorted((t.name, t.shape) for t in (*matrices(model), head_of(model)))
     place = f"{machine.cpu} {machine.cores} {traits.version} {traits.builds}"
-    known = f"{model.architecture} {shapes} {place} {what} paces by token"
+    known = f"{model.architecture} {shapes} {place} {what} micro-batches"
     return f"passes/{hashlib.sha256(known.encode()).hexdigest()[:20]}.json"

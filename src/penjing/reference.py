@@ -14,7 +14,8 @@ from typing import Self
 from penjing import slices
 from penjing.cost import pace
 from penjing.cost.pace import Pace
-from penjing.cost.passes import NEAR_BY_KIND, REFERENCE, WAVES, Way
+from penjing.cost.passes import REFERENCE, WAVES, Way
+from penjing.cost.variants import NEAR_BY_KIND
 from penjing.engines.base import Engine, Session
 from penjing.figures import Measurement
 from penjing.gguf.header import Header

@@ -19,7 +19,8 @@ from statistics import median
 from msgspec import Struct
 from msgspec.structs import replace
 
-from penjing.cost.passes import HEAD, NEAR_BY_KIND, REFERENCE, head_of, matrices
+from penjing.cost.passes import HEAD, REFERENCE, head_of, matrices
+from penjing.cost.variants import NEAR_BY_KIND
 from penjing.formats import type_bytes
 from penjing.model import Model, Tensor
 from penjing.quality import stock

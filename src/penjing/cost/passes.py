@@ -20,9 +20,10 @@ from msgspec.structs import replace
 from penjing.cost import speed
 from penjing.cost.factors import Factors, between, fit
 from penjing.cost.memory import Traits
+from penjing.cost.variants import DEEP_BY_KIND, LONG, NEAR_BY_KIND, STEPS, Variants, attending
 from penjing.drafting import Habit
-from penjing.model import Layer, Model, Tensor
-from penjing.plan import Build, CacheType, Drafting, FlashAttention, Settings
+from penjing.model import Model, Tensor
+from penjing.plan import Build, Drafting, Settings
 from penjing.quality import stock
 from penjing.rates import Kernel, Kind, Knobs, PassRates, Rates, Timing
 
@@ -48,12 +49,8 @@ CHECKS = (
     17,
 )  # tokens of passes that check guesses; others are on the line between two of them
 HEAD = REFERENCE = "q8_0"
-NEAR_BY_KIND: dict[Kind, int] = {"prefill": 0, "decode": 16}  # positions before what is timed
-DEEP_BY_KIND: dict[Kind, int] = {"prefill": 1024, "decode": 2048}  # where attention is timed
-STEPS, LONG = 8, 512  # of decode, and tokens of prefill, in a timing of attention
 # of a matrix that is timed, with few tokens and with many; the time of more rows is in proportion
 _MOST_ROWS, _MOST_ROWS_AT_ONCE = 16384, 2048
-_USUAL_DEPTH = 1024  # positions
 _LATE_SHARE = 0.5  # of the last layer, that prefill does not compute
 _ROUNDS = 3
 WAVES = 0.06  # relative: within seconds a shared machine changes by so much and back (docs/log.md)
@@ -145,6 +142,7 @@ class Passes:
         self._factors = cache(self._fit)
         self._draws = cache(self._draw_seconds)
         self._products = cache(self._product_seconds)
+        self._variants = Variants(shapes, rates)
 
     def product(self, tensor: Tensor, kind: str, way: Way, point: Point) -> Array:
         """Seconds that one tensor in the type `kind` adds to a pass, one number for each round: shape (rounds,).
@@ -281,55 +279,13 @@ class Passes:
         rest: Array = np.maximum(0.0, seen - products - self._factors(build, ONE).layer_seconds)
         return rest
 
-    def _attention(
-        self, kind: Kind, build: Build, flash: FlashAttention, cached: CacheType
-    ) -> tuple[float, float, float]:
-        """Seconds for each layer: what a token takes more than under the settings of the slices, and what every
-        token adds for each one before it; and the share of a pass that settings which are faster leave of it.
-        """
-        tokens, near = LONG if kind == "prefill" else STEPS, NEAR_BY_KIND[kind]
-        plain = self._other(kind, build, "auto", "f16", tokens, near)
-        here = self._other(kind, build, flash, cached, tokens, near)
-        depth = DEEP_BY_KIND[kind]
-        deep = self._other(kind, build, flash, cached, tokens, depth)
-        layers = max(1.0, _attending(self._shapes.layers[: self._rates.layers[kind]])) * tokens
-        if plain is None or here is None or deep is None:
-            raise KeyError((kind, build, flash, cached))
-        return (
-            (here - plain) / layers,
-            max(0.0, deep - here) / layers / (depth - near),
-            min(1.0, here / plain),
-        )
-
-    def _other(
-        self, kind: Kind, build: Build, flash: FlashAttention, cached: CacheType, tokens: int, depth: int
-    ) -> float | None:
-        for t in self._rates.others.timings:
-            k = t.knobs
-            known = (k.kind, k.build, k.flash_attention, k.cache_type, t.tokens, t.depth, k.threads)
-            if known == (kind, build, flash, cached, tokens, depth, self._rates.threads):
-                return float(np.median(t.seconds))
-        return None
-
-    def _by_threads(self, knobs: Knobs) -> float:
-        """Time with the threads of `knobs` over that with the threads of the slices."""
-        if knobs.threads == self._rates.threads:
-            return 1.0
-        tokens, depth = LONG if knobs.kind == "prefill" else STEPS, NEAR_BY_KIND[knobs.kind]
-        seen = {
-            t.knobs.threads: float(np.median(t.seconds))
-            for t in self._rates.others.timings
-            if (t.knobs.kind, t.tokens, t.depth) == (knobs.kind, tokens, depth)
-            and (t.knobs.flash_attention, t.knobs.cache_type) == ("auto", "f16")
-            and t.knobs.build == "wheel"
-        }
-        return seen[knobs.threads] / seen[self._rates.threads]
-
     # ---- what a model would take --------------------------------------------------------------------
 
     def _timed(self, model: Model, knobs: Knobs) -> list[Timing]:
-        more, share, left = self._attention(knobs.kind, knobs.build, knobs.flash_attention, knobs.cache_type)
-        layers = _attending(model.layers)
+        more, share, left = self._variants.attention(
+            knobs.kind, knobs.build, knobs.flash_attention, knobs.cache_type
+        )
+        layers = attending(model.layers)
         flat = (
             self._flat_prefill(model, knobs) if knobs.kind == "prefill" else self._flat_decode(model, knobs)
         )
@@ -345,7 +301,7 @@ class Passes:
             depths = (near, DEEP_BY_KIND[knobs.kind]) if tokens in (STEPS, LONG) else (near,)
             for depth in depths:
                 added = share * layers * tokens * (depth - depths[0]) * computed
-                every = (seconds + added) * self._by_threads(knobs)
+                every = (seconds + added) * self._variants.by_threads(knobs)
                 found.append(Timing(knobs, tokens, depth, tuple(float(s) for s in every), doubt))
         return found
 
@@ -356,15 +312,12 @@ class Passes:
         return {STEPS: STEPS * total}
 
     def _flat_prefill(self, model: Model, knobs: Knobs) -> dict[int, Array]:
-        """Prompts from an empty cache, by length; what micro-batches add in attention between them counts."""
-        way, limit = Way(knobs.build, knobs.repack), knobs.micro_batch
-        _, share, _ = self._attention(knobs.kind, knobs.build, knobs.flash_attention, knobs.cache_type)
+        """Prompts from an empty cache, by length, with what smaller micro-batches take more."""
+        way = Way(knobs.build, knobs.repack)
         found = {}
         for tokens in (point.batch for point in PREFILLS):
-            batch = min(tokens, limit)
-            before = share * _attending(model.layers) * tokens * (tokens - batch) / 2
-            each = self.pass_seconds(model, way, Point("prefill", batch))
-            found[tokens] = each * tokens / batch + before
+            each = self.pass_seconds(model, way, Point("prefill", tokens))
+            found[tokens] = each * self._variants.in_batches(knobs, tokens)
         return found
 
 
@@ -401,12 +354,3 @@ def _in_rounds(seconds: Sequence[float]) -> Array:
     if len(seconds) < _ROUNDS:
         return np.resize(np.array(seconds), _ROUNDS)
     return np.array([np.median(seconds[i::_ROUNDS]) for i in range(_ROUNDS)])
-
-
-def _attending(layers: Sequence[Layer]) -> float:
-    """Layers that look at what lies before; one with a window counts for what it sees of `_USUAL_DEPTH`."""
-    return sum(
-        min(1.0, (layer.window_tokens or _USUAL_DEPTH) / _USUAL_DEPTH)
-        for layer in layers
-        if layer.key_width and layer.heads
-    )

@@ -9,6 +9,7 @@ from statistics import median
 from msgspec.structs import replace
 
 from penjing.cost.memory import Traits, is_repacked
+from penjing.cost.variants import SMALL_BATCH
 from penjing.machine import Cores
 from penjing.model import Model
 from penjing.plan import FlashAttention, Refusal, Settings
@@ -19,7 +20,6 @@ _FREE = {
     "threads", "prefill_threads", "repack", "prefill_repack", "flash_attention", "cache_type", "micro_batch",
     "build",
 }  # fmt: skip
-_SMALL_BATCH = 128  # of prefill: activations that stay in the cache, against fewer passes over the weights
 
 
 def thread_counts(cores: Cores) -> list[int]:
@@ -66,7 +66,7 @@ def singles(
     found += [
         replace(frugal, threads=n, prefill_threads=n) for n in thread_counts(cores) if n != default.threads
     ]
-    found.append(replace(frugal, micro_batch=_SMALL_BATCH))
+    found.append(replace(frugal, micro_batch=SMALL_BATCH))
     if workload.max_kld:
         found.append(replace(frugal, cache_type="q8_0"))
     else:

@@ -54,13 +54,15 @@ from penjing.tune import disturbed
 
 SHAPES = ("SmolLM2", "qwen3-0.6b", "qwen3-1.7b", "qwen3-4b", "qwen3-30b-a3b-4")
 KINDS = ("q4_0", "q4_K", "iq4_xs", "q5_0", "q6_K", "q8_0")
-MIXES = {
-    "qwen3-4b": 1,
-    "qwen3-30b-a3b-4": 1,
-}  # of those of `_mixes`, of the shapes that take long; of others two
+FEWER = (
+    "qwen3-1.7b",
+    "qwen3-4b",
+    "qwen3-30b-a3b-4",
+)  # take long, and are timed in one of the mixes of `_mixes`
 AIMS = {"decode": (5, 12), "prefill": (8, 18), "memory": (3, None)}
 ROUNDS, STEPS, SHALLOW, DEEP, PROMPT = 2, 8, 64, 2048, 512
 PIECES = 3  # of a figure of decode in a round
+LOOKS = 2  # at the machine's pace before and after a prompt, of which there are few pieces; else one
 POINT_SECONDS = 0.4  # of a figure of decode at least, and twelve samples at most
 LONG_SECONDS = 4.0  # a prompt that takes so long is timed once a round, from the start
 TOGETHER = (1, 4, 16)
@@ -143,7 +145,7 @@ def _shape(name: str, folder: Path, *, fresh: bool) -> Iterator[dict[str, Any]]:
         flush=True,
     )
     with Reference(header, model, rates.layers, rates.threads, engine, native) as reference:
-        for mix, types in list(_mixes(model).items())[: MIXES.get(name, 2)]:
+        for mix, types in list(_mixes(model).items())[: 1 if name in FEWER else None]:
             path = folder / "whole.gguf"
             slices.write(header, types, len(model.layers), model.vocabulary, path, native)
             for settings in _settings(machine, engine):
@@ -225,15 +227,17 @@ def _timed(
     session: LlamaSession, reference: Reference, rates: PassRates
 ) -> Iterator[tuple[str, float, Pace]]:
     """What was timed, the seconds, and the pace of the machine before and after."""
-    _look(reference)
+    _look(reference, LOOKS)
     for what, seconds in _seconds(session):
-        _look(reference)
-        yield what, seconds, reference.recent(rates.pace_seconds, 2)
+        looks = LOOKS if what == PREFILL else 1
+        _look(reference, looks)
+        yield what, seconds, reference.recent(rates.pace_seconds, 2 * looks)
 
 
-def _look(reference: Reference) -> None:
-    reference.sample("prefill")
-    reference.sample("decode")
+def _look(reference: Reference, times: int) -> None:
+    for _ in range(times):
+        reference.sample("prefill")
+        reference.sample("decode")
 
 
 def _seconds(session: LlamaSession) -> Iterator[tuple[str, float]]:

@@ -13,6 +13,7 @@ from penjing.cost.factors import fit
 from penjing.cost.passes import (
     CHECKS,
     ONE,
+    PREFILLS,
     WAVES,
     Passes,
     Point,
@@ -153,6 +154,30 @@ def test_more_layers_and_more_tokens_take_longer():
     assert speed.prefill_seconds(rates, split, 32).value == pytest.approx(lengths[0])
     with pytest.raises(KeyError):  # they were timed with the best build alone
         PASSES.rates(MODEL, [replace(split, build="wheel")])
+
+
+@given(
+    st.sampled_from(world.KINDS),
+    st.sampled_from(WAYS),
+    st.sampled_from((ONE, *PREFILLS)),
+    st.floats(1.4, 3.0),
+)
+@settings(max_examples=30, deadline=None)
+def test_a_slice_that_something_else_slowed_down(kind, way, point, slowness):
+    """It is told by its products and the other slices, and only it; a faster timing takes its place."""
+    assert PASSES.doubtful((ONE, *PREFILLS)) == []
+    slow = RATES.slices[kind]
+    known = next(
+        t for t in slow.timings
+        if (t.knobs.kind, t.knobs.build, t.knobs.repack) == (point.phase, way.build, way.repack)
+        and (t.tokens == point.batch or (point == ONE and t.knobs.together == 1))
+    )  # fmt: skip
+    timing = replace(known, seconds=tuple(slowness * s for s in known.seconds))
+    slow = replace(slow, timings=(*(t for t in slow.timings if t != known), timing))
+    rates = replace(RATES, slices={**RATES.slices, kind: slow})
+    assert Passes(MODEL, rates, world.TRAITS).doubtful((ONE, *PREFILLS)) == [(kind, way, point)]
+    assert known in slow.with_faster(known).timings and timing not in slow.with_faster(known).timings
+    assert timing not in RATES.slices[kind].with_faster(timing).timings
 
 
 def test_types_without_a_slice_are_doubted():

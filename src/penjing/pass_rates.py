@@ -21,6 +21,7 @@ from penjing.cost.pace import Pace
 from penjing.cost.passes import (  # fmt: skip)
     HEAD,
     REFERENCE,
+    Passes,
     Point,
     Way,
     head_of,
@@ -136,6 +137,7 @@ class _Slicer:
             self._look_at_memory()
             rates = replace(rates, slices={**rates.slices, kind: self._slice(kind)})
             shown.advance(1)
+        rates = self._again(rates)
         if not rates.head.timings:
             rates = replace(rates, head=self._head())
             shown.advance(1)
@@ -165,6 +167,16 @@ class _Slicer:
                     for point in points:
                         found = self._pass(found, session, point, self._read(kind, point))
         return found
+
+    def _again(self, rates: PassRates) -> PassRates:
+        """Slices that something else seems to have slowed down, timed once more; the faster timing counts."""
+        for kind, way, point in Passes(self._model, rates, self._traits).doubtful(self._points):
+            path = self._reference.slice(kind, point.phase, "slice")
+            with self._reference.open(path, way) as session:
+                again = self._pass(Rates(rates.engine_version), session, point, self._read(kind, point))
+            slices = {**rates.slices, kind: rates.slices[kind].with_faster(again.timings[0])}
+            rates = replace(rates, slices=slices)
+        return rates
 
     def _read(self, kind: str, point: Point) -> float:
         return pace.read_bytes(self._model, kind, self._rates.layers[point.phase], point.batch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from statistics import median
 from typing import Literal
 
 from msgspec import Struct
@@ -131,6 +132,16 @@ class Rates(Struct, frozen=True):
         others = tuple(t for t in self.timings if t not in same)
         joined = sum((t.seconds for t in same), ()) + seconds
         return replace(self, timings=(*others, Timing(knobs, tokens, depth, joined)))
+
+    def with_faster(self, timing: Timing) -> Rates:
+        """These rates with `timing` in place of one of the same point that was slower."""
+        same = [
+            t
+            for t in self.timings
+            if (t.knobs, t.tokens, t.depth) == (timing.knobs, timing.tokens, timing.depth)
+        ]
+        best = min(*same, timing, key=lambda t: median(t.seconds))
+        return replace(self, timings=(*(t for t in self.timings if t not in same), best))
 
     def with_footprint(self, settings: Settings, memory: Memory) -> Rates:
         others = tuple(f for f in self.footprints if f.settings != settings)

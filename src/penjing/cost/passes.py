@@ -9,8 +9,9 @@ for tokens whose logits are asked for: in prefill that is one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, cached_property
+from itertools import product
 from typing import Literal
 
 import numpy as np
@@ -54,6 +55,7 @@ _MOST_ROWS, _MOST_ROWS_AT_ONCE = 16384, 2048
 _LATE_SHARE = 0.5  # of the last layer, that prefill does not compute
 _ROUNDS = 3
 WAVES = 0.06  # relative: within seconds a shared machine changes by so much and back (docs/log.md)
+_MUCH = 1.25  # times as long as expected; types differ by some 10 % in what their products take in a pass
 _DOUBT = 0.04  # relative half-width: of any composed time
 _UNKNOWN_DOUBT = 0.15  # and of products in types without a slice
 _LATE = frozenset({"ffn_gate", "ffn_up", "ffn_down", "ffn_gate_up", "expert_gate", "expert_up", "expert_down",
@@ -237,19 +239,38 @@ class Passes:
 
         Passes that check guesses were not: they are between one token and the least prompt.
         """
-        sums, times = [], []
-        for kind, rates in self._rates.slices.items():
-            for repack in (False, True):
-                way = Way(build, repack)
-                seen = _seconds(rates, way, point, self._rates.threads)
-                if seen is not None:
-                    sums.append(self._sums(kind, way, point))
-                    times.append(seen)
+        slices = list(self._slices(build, point))
+        sums = [self._sums(kind, way, point) for kind, way, _ in slices]
+        times = [seconds for _, _, seconds in slices]
         if not times and ONE.batch < point.batch < PREFILLS[0].batch:
             share = (point.batch - ONE.batch) / (PREFILLS[0].batch - ONE.batch)
             return between(self._factors(build, ONE), self._factors(build, PREFILLS[0]), share)
-        layers = self._rates.layers[point.phase] - (_LATE_SHARE if point.phase == "prefill" else 0)
-        return fit(sums, [layers] * len(sums), np.array(times).reshape(-1, _ROUNDS))
+        return fit(sums, [self._slice_layers(point)] * len(sums), np.array(times).reshape(-1, _ROUNDS))
+
+    def _slices(self, build: Build, point: Point) -> Iterator[tuple[str, Way, Array]]:
+        """The slices that a build was timed with at a point, and the seconds of a pass."""
+        for kind, rates in self._rates.slices.items():
+            for repack in (False, True):
+                way = Way(build, repack)
+                seconds = _seconds(rates, way, point, self._rates.threads)
+                if seconds is not None:
+                    yield kind, way, seconds
+
+    def _slice_layers(self, point: Point) -> float:
+        """Layers of a slice, as far as a pass computes them."""
+        return self._rates.layers[point.phase] - (_LATE_SHARE if point.phase == "prefill" else 0)
+
+    def doubtful(self, points: Iterable[Point]) -> list[tuple[str, Way, Point]]:
+        """Slices that took much longer than their products and all other slices say: something else took the time."""
+        found = []
+        for build, point in product(self._traits.builds, points):
+            factors = self._factors(build, point)
+            between_products = self._slice_layers(point) * factors.layer_seconds
+            for kind, way, seconds in self._slices(build, point):
+                expected = factors.usual * sum(self._sums(kind, way, point).values()) + between_products
+                if np.median(seconds) > _MUCH * np.median(expected):
+                    found.append((kind, way, point))
+        return found
 
     def _sums(self, kind: str, way: Way, point: Point) -> dict[tuple[str, bool], float]:
         """Seconds of the products of a slice alone, by type and layout."""

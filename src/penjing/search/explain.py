@@ -47,6 +47,7 @@ def why(name: str, chosen: Chosen, baseline: Chosen) -> str:
 
 
 def slower(candidate: Chosen, winner: Chosen) -> str:
+    """Why `candidate` was not chosen, in terms of the time of the workload."""
     mine, best = candidate.estimate.total_seconds.value, winner.estimate.total_seconds.value
     assert mine is not None and best is not None
     if abs(mine - best) <= _SAME * best:

@@ -54,11 +54,7 @@ from penjing.tune import disturbed
 
 SHAPES = ("SmolLM2", "qwen3-0.6b", "qwen3-1.7b", "qwen3-4b", "qwen3-30b-a3b-4")
 KINDS = ("q4_0", "q4_K", "iq4_xs", "q5_0", "q6_K", "q8_0")
-FEWER = (
-    "qwen3-1.7b",
-    "qwen3-4b",
-    "qwen3-30b-a3b-4",
-)  # take long, and are timed in one of the mixes of `_mixes`
+FEWER = SHAPES[2:]  # take long, and are timed in one of the mixes of `_mixes`
 AIMS = {"decode": (5, 12), "prefill": (8, 18), "memory": (3, None)}
 ROUNDS, STEPS, SHALLOW, DEEP, PROMPT = 2, 8, 64, 2048, 512
 PIECES = 3  # of a figure of decode in a round

@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 
 from penjing.cost.memory import Traits
-from penjing.cost.passes import (  # fmt: skip)
+from penjing.cost.passes import (
     HEAD,
     ONE,
     REFERENCE,

@@ -18,7 +18,7 @@ from penjing import kernel_rates, store
 from penjing.cost import pace
 from penjing.cost.memory import Traits
 from penjing.cost.pace import Pace
-from penjing.cost.passes import (  # fmt: skip)
+from penjing.cost.passes import (
     HEAD,
     REFERENCE,
     Passes,

@@ -47,9 +47,11 @@ def objection(task: Task, layout: Layout, allocation: Allocation) -> str:
 def _most_promising(task: Task, way: Way) -> Drafting:
     """The way of guessing with the least time of a token, each matrix in the type that is fastest for it; or none."""
     ways = list(task.passes.habits)
+    if not ways:
+        return Drafting()
     counts = np.array([[task.passes.step(d).get(Point("decode", n), 0.0) for n in CHECKS] for d in ways])
     plain = np.eye(1, len(CHECKS))  # a pass over one token
-    every = np.vstack([plain, counts.reshape(-1, len(CHECKS))])
+    every = np.vstack([plain, counts])
     total = sum(number * (every @ seconds.T).min(axis=1) for seconds, number in _products(task, way))
     best = int(np.argmin(total))
     return ways[best - 1] if best else Drafting()

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from penjing import codesign
 from penjing.cost.passes import CHECKS, Passes
+from penjing.cost.variants import SMALL_BATCH
 from penjing.drafting import Habit
 from penjing.engines.fake import FakeEngine
 from penjing.finalists import Entry
@@ -208,6 +209,18 @@ def test_users_take_each_step_together():
         assert best.chosen.estimate.total_seconds.source == "fitted"
         assert total(best) >= best.allocation.decode_seconds
     assert seconds[1] < seconds[4] < 4 * seconds[1]
+
+
+def test_rates_of_more_builds_than_may_be_taken():
+    """What was timed with one build alone is not composed for another: micro-batches with the best one."""
+    every = task(replace(LONG_PROMPT, max_kld=0.05))
+    traits = replace(every.question.traits, builds=("wheel",))
+    fewer = replace(every, question=replace(every.question, traits=traits))
+    proposed = {which: codesign.settings_for(t) for which, t in (("all", every), ("wheel", fewer))}
+    found, _ = joint.search(fewer, proposed["wheel"])
+    assert {f.layout.build for f in found} == {"wheel"}
+    assert {s.build for s in proposed["all"] if s.micro_batch == SMALL_BATCH} == {"native"}
+    assert not any(s.micro_batch == SMALL_BATCH for s in proposed["wheel"])
 
 
 def test_types_that_were_never_timed_are_left_out():

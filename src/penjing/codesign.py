@@ -258,8 +258,8 @@ def settings_for(task: Task) -> list[Settings]:
     )
     tried += [candidates.relaid(s, repack) for s in tried[:1] for repack in (False, True)]
     every = dict.fromkeys(candidates.combinations(question.default, tried, repacks=True))
-    best, usual = question.traits.builds[-1], question.default.micro_batch
-    plain = [s for s in every if s.build == best or s.micro_batch == usual]  # others were not timed
+    timed = {(t.knobs.build, t.knobs.micro_batch) for t in task.passes.measured.others.timings}
+    plain = [s for s in every if (s.build, s.micro_batch) in timed]
     return [*plain, *guesses.drafted(task, plain)]
 
 

@@ -72,11 +72,8 @@ AIMS = {
     ("qwen3-1.7b", "all builds"): {"decode": 1.0, "prefill": 3.0},
 }
 STOCK, TOKENS, ROUNDS = "Q4_K_M", 4096, 3
-PIECES, PROMPTS, TIMED_STEPS = (
-    6,
-    2,
-    12,
-)  # of a round: turns, those that have a prompt as well, steps of a turn
+# of a round: turns, those that have a prompt as well, steps of a turn
+PIECES, PROMPTS, TIMED_STEPS = 6, 2, 12
 ATTEMPTS, SAFETY, NEAR = 3, 0.98, 0.92
 USUAL = 0.95  # of a predicted divergence, that files are measured to have here at most (docs/log.md)
 MEMORY_SECONDS = 4.0
@@ -207,9 +204,8 @@ def _within(
         built = file.with_suffix(f".{number}.gguf")
         made = shrinker.shrink(Goal(types=plan.chosen.types), built, finalists=1, texts=pages)
         predicted = plan.chosen.estimate.kld.value
-        seen = (
-            made.measured.kld + predicted - made.predicted_kld
-        )  # what the cache costs is added: files are without
+        of_cache = predicted - made.predicted_kld  # files are without
+        seen = made.measured.kld + of_cache
         print(f"{file.stem}: predicted {predicted:.4f}, measured {seen:.4f}", flush=True)
         found.append((seen, plan, built))
         if NEAR * limit <= seen <= limit or (number and min(one[0] for one in found) <= limit):

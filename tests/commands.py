@@ -6,6 +6,7 @@ Every process that a command starts inherits a mark in its environment; by that 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -15,7 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import pytest
 
@@ -87,6 +88,11 @@ class Command:
             assert piece, f"the output ended without {end!r}: {seen!r}, {self.finish()}"
             seen += piece
         return seen
+
+    def document(self) -> dict[str, Any]:
+        """What `serve --json` prints as soon as it answers."""
+        found: dict[str, Any] = json.loads(self.read_until(b"\n}\n"))
+        return found
 
     def finish(self, limit_seconds: float = LIMIT_SECONDS, given: bytes | None = None) -> Done:
         """Wait for its end. Fails if it takes longer, or leaves a process behind."""

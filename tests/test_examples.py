@@ -29,7 +29,7 @@ def served(measured: Path, tiny: Path) -> Iterator[dict[str, Any]]:
     with started(
         "serve", str(tiny), "--port", "0", "--json", env={"PENJING_CACHE": str(measured)}
     ) as command:
-        yield json.loads(command.read_until(b"\n}\n"))
+        yield command.document()
 
 
 def understood(words: list[str]) -> None:

@@ -223,6 +223,18 @@ def test_rates_of_more_builds_than_may_be_taken():
     assert not any(s.micro_batch == SMALL_BATCH for s in proposed["wheel"])
 
 
+def test_knobs_that_were_composed_compete_with_those_of_the_default():
+    """The fastest is timed both ways where its knobs are others, and once where they are not."""
+    asked = task(replace(LONG_PROMPT, max_kld=0.05))
+    found, _ = joint.search(asked, codesign.settings_for(asked))
+    assert len(codesign._finalists(asked, found[:1])) == 1
+    turned = replace(found[0].chosen.settings, flash_attention="off", micro_batch=SMALL_BATCH)
+    other = replace(found[0], chosen=replace(found[0].chosen, settings=turned))
+    first, usual = codesign._finalists(asked, [other])
+    assert first is other and usual.allocation == other.allocation
+    assert usual.chosen.settings == found[0].chosen.settings
+
+
 def test_types_that_were_never_timed_are_left_out():
     """A choice without rates is not offered; a token embedding that is only looked up takes no time."""
     asked = task(replace(LONG_PROMPT, max_kld=0.05))

@@ -19,12 +19,8 @@ TABLE = Path(__file__).parent / "data/catalogue/machines.csv"
 ROWS = {row["name"]: row for row in csv.DictReader(TABLE.read_text().splitlines())}
 MACHINES = {machine.name: machine for machine in catalogue.machines()}
 VARIANTS = ("H20-3e 141GB", "RTX 4090 48GB", "Raspberry Pi 5 16GB")  # of an entry that the table has
-UNKNOWN_RATE = {
-    "MLU590",
-    "Kunlun P800",
-    "BR104",
-    "Instinct MI308X",
-}  # nobody publishes how fast their memory is
+# nobody publishes how fast their memory is
+UNKNOWN_RATE = {"MLU590", "Kunlun P800", "BR104", "Instinct MI308X"}
 
 
 def test_every_row_has_an_entry() -> None:

@@ -29,7 +29,7 @@ def served(measured: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     shutil.copytree(measured, cache)
     words = ("serve", "--port", "0", "--users", "2", "--context", "1024", "--json")
     with started(*words, env={"PENJING_CACHE": str(cache)}) as command:
-        yield json.loads(command.read_until(b"\n}\n"))
+        yield command.document()
         command.process.send_signal(signal.SIGINT)
         assert command.finish(40).code == 0
 
@@ -186,7 +186,7 @@ def test_a_key_is_asked_for(browser: Browser, known: Path, tiny: Path, tmp_path:
     secret = penjing("keys", "add", "alice", *where).stdout.strip()
     with started("serve", str(tiny), "--port", "0", *where, "--json") as command:
         opened = browser.new_page()
-        opened.goto(json.loads(command.read_until(b"\n}\n"))["page"])
+        opened.goto(command.document()["page"])
         expect(opened.locator("#key-dialog")).to_be_visible()
         for wrong, why in (("schlüssel", "ASCII"), ("wrong", "not known here")):
             opened.fill("#key", wrong)

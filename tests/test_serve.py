@@ -1,19 +1,14 @@
-"""`penjing serve`, asked by the real `openai` client, watched, reloaded, and how it ends."""
+"""`penjing serve`, asked by the real `openai` client, with keys and without."""
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import errno
 import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -25,39 +20,9 @@ import openai
 import pytest
 
 import small_models
-from commands import Command, lend_rates, penjing, refused, started, wait_for
+from commands import lend_rates, penjing, refused, started
 from penjing.gguf import read_model
-
-PTRACE_ATTACH, WAIT_FOR_ALL = 16, 0x40000000
-HELLO = [{"role": "user", "content": "Hi"}]
-
-
-def document(command: Command) -> dict[str, Any]:
-    """What `serve --json` prints as soon as it answers."""
-    return json.loads(command.read_until(b"\n}\n"))
-
-
-def is_open(url: str) -> bool:
-    host, _, port = url.removeprefix("http://").removesuffix("/v1").partition(":")
-    with socket.socket() as probe:
-        return probe.connect_ex((host, int(port))) == 0
-
-
-def got(url: str, path: str) -> Any:
-    """A document of the server."""
-    with urllib.request.urlopen(f"{url.removesuffix('/v1')}{path}", timeout=20) as reply:
-        return json.load(reply)
-
-
-@contextlib.contextmanager
-def streaming(url: str, max_tokens: int) -> Iterator[Any]:
-    """A stream of which the first piece has come; the model may not end it by itself (`<|im_end|>`)."""
-    asked = {"messages": HELLO, "stream": True, "max_tokens": max_tokens, "logit_bias": {"2": -100}}
-    body = json.dumps(asked).encode()
-    ask = urllib.request.Request(f"{url}/chat/completions", body, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(ask, timeout=60) as reply:
-        assert reply.readline().startswith(b"data: ")
-        yield reply
+from servers import HELLO, got
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +32,7 @@ def served(measured: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     shutil.copytree(measured, cache)
     words = ("serve", "--port", "0", "--users", "2", "--context", "1024", "--json")
     with started(*words, env={"PENJING_CACHE": str(cache)}) as command:
-        yield document(command)
+        yield command.document()
         command.process.send_signal(signal.SIGINT)
         assert command.finish(20).code == 0
 
@@ -170,7 +135,7 @@ def test_tools_reach_the_template(tiny: Path, tmp_path: Path):
     subprocess.run([sys.executable, *change], check=True, capture_output=True)
     lend_rates(Path(os.environ["PENJING_CACHE"]), tiny, model)
     with started("serve", str(model), "--port", "0", "--json") as command:
-        served = document(command)
+        served = command.document()
         with openai.OpenAI(base_url=served["url"], api_key="none", timeout=60) as asking:
             with_tools = asking.chat.completions.create(model=served["model"], **WEATHER)
             without = asking.chat.completions.create(
@@ -188,7 +153,7 @@ def test_vectors_of_texts(known: Path, tiny: Path, tmp_path: Path):
     (tmp_path / "plan.json").write_text(json.dumps(plan | {"model": read_model(model).name}))
     words = ("serve", str(model), "--plan", str(tmp_path / "plan.json"), "--port", "0", "--json")
     with started(*words) as command:
-        served = document(command)
+        served = command.document()
         with openai.OpenAI(base_url=served["url"], api_key="none", timeout=60) as asking:
             found = asking.embeddings.create(model=served["model"], input=["A river", "A gate", "A river"])
             one = asking.embeddings.create(model=served["model"], input="A gate", encoding_format="float")
@@ -261,7 +226,7 @@ def test_the_metrics_count(served: dict[str, Any], client: openai.OpenAI):
 def test_the_log_holds_no_prompts(measured: Path, tiny: Path, known: Path):
     """One line of JSON for each request, with its figures, and nothing of what was said."""
     with started("serve", str(tiny), "--port", "0", "--json") as command:
-        url = document(command)["url"]
+        url = command.document()["url"]
         with openai.OpenAI(base_url=url, api_key="none", timeout=60) as asking:
             asking.chat.completions.create(
                 model="", messages=[{"role": "user", "content": "my secret"}], max_tokens=3,
@@ -279,192 +244,6 @@ def test_the_log_holds_no_prompts(measured: Path, tiny: Path, known: Path):
     assert "secret" not in done.stderr
 
 
-# --- never down -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.usefixtures("known")
-def test_a_killed_engine_comes_back():
-    """An answer under way ends with an error in words, who waits is served, and the port never closes."""
-    with started("serve", "--port", "0", "--json") as command:
-        served = document(command)
-        url, answers = served["url"], []
-
-        def ask() -> None:
-            with openai.OpenAI(base_url=url, api_key="none", timeout=60, max_retries=0) as asking:
-                answers.append(
-                    asking.chat.completions.create(model=served["model"], messages=HELLO, max_tokens=3)
-                )
-
-        with streaming(url, 3000) as reply:
-            waiting = threading.Thread(target=ask)
-            waiting.start()
-            assert wait_for(lambda: got(url, "/live.json")["waiting"] == 1)
-            os.kill(command.engine(), signal.SIGKILL)
-            rest = reply.read()
-        waiting.join(60)
-
-        assert b'"engine_lost"' in rest and b"[DONE]" not in rest
-        assert answers and answers[0].usage.completion_tokens == 3
-        assert got(url, "/live.json")["engine_restarts"] == 1
-        assert got(url, "/health") == {"status": "ok"}
-
-
-@pytest.mark.usefixtures("known")
-def test_a_hanging_engine_is_started_again(tiny: Path):
-    """One that gives no sign of life is ended, and the next request is answered."""
-    with started("serve", str(tiny), "--port", "0", "--json", "--stall", "2") as command:
-        url = document(command)["url"]
-        os.kill(command.engine(), signal.SIGSTOP)
-        with openai.OpenAI(base_url=url, api_key="none", timeout=60, max_retries=8) as asking:
-            answer = asking.chat.completions.create(model="random-tiny-Q4_0", messages=HELLO, max_tokens=3)
-
-        assert answer.usage.completion_tokens == 3
-        assert got(url, "/live.json")["engine_restarts"] == 1
-
-
-@pytest.mark.usefixtures("known")
-def test_an_engine_that_stands_still_is_started_again():
-    """A compute thread that never comes back: its queue goes on answering, and yet the engine is ended."""
-    with started("serve", "--port", "0", "--json", "--stall", "3") as command:
-        served = document(command)
-        with streaming(served["url"], 100_000) as reply, frozen(command.engine()):
-            rest = reply.read()
-        with openai.OpenAI(base_url=served["url"], api_key="none", timeout=60, max_retries=8) as asking:
-            answer = asking.chat.completions.create(model=served["model"], messages=HELLO, max_tokens=3)
-
-        assert b'"engine_lost"' in rest and answer.usage.completion_tokens == 3
-        assert got(served["url"], "/live.json")["engine_restarts"] == 1
-
-
-@contextlib.contextmanager
-def frozen(process: int) -> Iterator[None]:
-    """The thread that computed most in the last moments stands still, and no other."""
-    before = cpu_ticks(process)
-    time.sleep(0.3)
-    after = cpu_ticks(process)
-    thread = max(after, key=lambda tid: after[tid] - before.get(tid, 0))
-    ptrace = ctypes.CDLL(None, use_errno=True).ptrace
-    ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
-    if ptrace(PTRACE_ATTACH, thread, None, None) != 0:
-        assert ctypes.get_errno() == errno.EPERM, os.strerror(ctypes.get_errno())
-        pytest.skip("this system lets nobody stop a thread of another process")
-    os.waitpid(thread, WAIT_FOR_ALL)
-    yield
-    os.waitpid(thread, WAIT_FOR_ALL)  # its end: until it is taken note of, the process is not gone
-
-
-def cpu_ticks(process: int) -> dict[int, int]:
-    """Of each thread."""
-    found = {}
-    for stat in Path(f"/proc/{process}/task").glob("*/stat"):
-        fields = stat.read_text().rpartition(")")[2].split()
-        found[int(stat.parent.name)] = int(fields[11]) + int(fields[12])
-    return found
-
-
-@pytest.mark.usefixtures("known")
-def test_a_reload_waits_for_the_first_start():
-    """SIGHUP while the model is loading does not start a second engine beside the first."""
-    with started("serve", "--port", "0", "--json") as command:
-        assert wait_for(lambda: bool(engines(command)), 60)
-        command.process.send_signal(signal.SIGHUP)
-        served = document(command)
-        with openai.OpenAI(base_url=served["url"], api_key="none", timeout=60, max_retries=8) as asking:
-            assert asking.chat.completions.create(model=served["model"], messages=HELLO, max_tokens=3)
-        assert len(engines(command)) == 1
-
-
-@pytest.mark.usefixtures("known")
-@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGHUP], ids=["while it starts", "while it reloads"])
-def test_it_ends_while_the_engine_is_starting(first: signal.Signals):
-    """Nobody waits for a model that is still loading; no engine and no traceback is left."""
-    with started("serve", "--port", "0", "--json") as command:
-        if first is signal.SIGHUP:
-            document(command)
-        assert wait_for(lambda: bool(engines(command)), 60)
-        before = engines(command)
-        command.process.send_signal(first)
-        if first is signal.SIGHUP:
-            assert wait_for(lambda: bool(engines(command) - before), 20)
-            command.process.send_signal(signal.SIGTERM)
-        done = command.finish(10)
-
-    assert done.code == 0 and "Traceback" not in done.stderr
-    assert wait_for(lambda: not any(map(lives, before)))
-
-
-def lives(process: int) -> bool:
-    """It is there, and no mere entry that nobody has taken note of."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
-
-
-def engines(command: Command) -> set[int]:
-    """The processes that were started for engines and live."""
-    children = Path(f"/proc/{command.process.pid}/task").glob("*/children")
-    found = {int(pid) for file in children for pid in file.read_text().split()}
-    return {pid for pid in found if b"llamacpp.serving" in Path(f"/proc/{pid}/cmdline").read_bytes()}
-
-
-@pytest.mark.usefixtures("known")
-def test_who_leaves_early_has_used_his_budget(tmp_path: Path):
-    """A client that goes away before anything came is charged with the prompt that was read for it."""
-    where = ("--keys", str(tmp_path / "keys.json"))
-    secret = penjing("keys", "add", "alice", "--tokens-per-hour", "200", *where).stdout.strip()
-    with started("serve", "--port", "0", *where, "--context", "2048", "--json") as command:
-        url = document(command)["url"]
-        body = json.dumps({"prompt": "word " * 400, "max_tokens": 1000, "logit_bias": {"2": -100}}).encode()
-        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {secret}"}
-        ask = urllib.request.Request(f"{url}/completions", body, headers)
-        with pytest.raises(TimeoutError):
-            urllib.request.urlopen(ask, timeout=0.5)
-
-        def spent() -> bool:
-            with openai.OpenAI(base_url=url, api_key=secret, timeout=60, max_retries=0) as asking:
-                try:
-                    asking.completions.create(model=asking.models.list().data[0].id, prompt="A", max_tokens=1)
-                except openai.RateLimitError as error:
-                    return error.code == "budget_spent"
-            return False
-
-        assert wait_for(spent)
-
-
-@pytest.mark.usefixtures("known")
-def test_who_goes_away_is_not_answered():
-    """A client that leaves frees its place at once."""
-    with started("serve", "--port", "0", "--context", "4096", "--json") as command:
-        url = document(command)["url"]
-        with streaming(url, 100_000):
-            assert got(url, "/live.json")["in_flight"] == 1
-        assert wait_for(lambda: got(url, "/live.json")["in_flight"] == 0)
-
-
-@pytest.mark.usefixtures("known")
-def test_another_plan_is_taken_up(tiny: Path, tmp_path: Path):
-    """SIGHUP reads the plan again, without closing the port; one that is no plan changes nothing."""
-    file = tmp_path / "plan.json"
-    made = penjing("plan", str(tiny), "--json")
-    file.write_text(made.stdout)
-    with started("serve", str(tiny), "--plan", str(file), "--port", "0", "--json") as command:
-        url = document(command)["url"]
-        plan = json.loads(made.stdout)
-        plan["chosen"]["settings"] |= {"sequences": 3, "context_tokens": 768}
-        for text in ("{}", json.dumps(plan)):
-            assert got(url, "/live.json")["slots"] == 1
-            file.write_text(text)
-            command.process.send_signal(signal.SIGHUP)
-            time.sleep(0.5)
-        assert wait_for(lambda: got(url, "/live.json")["slots"] == 3)
-        assert got(url, "/state.json")["server"]["context_tokens"] == 256
-        with openai.OpenAI(base_url=url, api_key="none", timeout=60) as asking:
-            assert asking.chat.completions.create(model="random-tiny-Q4_0", messages=HELLO, max_tokens=3)
-        command.process.send_signal(signal.SIGTERM)
-        assert "reload_failed" in command.finish(20).stderr
-
-
 # --- keys -------------------------------------------------------------------------------------------------
 
 
@@ -474,7 +253,7 @@ def test_with_keys_nothing_is_open_but_health(tiny: Path, tmp_path: Path):
     where = ("--keys", str(tmp_path / "keys.json"))
     secret = penjing("keys", "add", "alice", *where).stdout.strip()
     with started("serve", str(tiny), "--port", "0", *where, "--json") as command:
-        url = document(command)["url"]
+        url = command.document()["url"]
         for path in ("/v1/models", "/metrics", "/state.json", "/live.json", "/openapi.json"):
             with pytest.raises(urllib.error.HTTPError) as caught:
                 got(url, path)
@@ -514,60 +293,3 @@ def test_others_need_keys(tiny: Path, tmp_path: Path):
     )
 
     assert "no key is asked of them" in problem and hint.startswith("penjing keys add NAME")
-
-
-# --- its end ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.usefixtures("known")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_lets_answers_end(tiny: Path, number: signal.Signals):
-    """An answer under way is finished, then the server ends with code 0 and frees the port."""
-    with started("serve", str(tiny), "--port", "0", "--context", "4096", "--json") as command:
-        url = document(command)["url"]
-        with streaming(url, 400) as reply:
-            command.process.send_signal(number)
-            rest = reply.read()
-        done = command.finish(20)
-
-    assert b"data: [DONE]" in rest
-    assert done.code == 0 and "Traceback" not in done.stderr and "error:" not in done.stderr
-    assert wait_for(lambda: not is_open(url))
-
-
-@pytest.mark.usefixtures("known")
-def test_a_second_signal_ends_it_at_once():
-    """Who is in a hurry asks twice."""
-    with started("serve", "--port", "0", "--context", "4096", "--json") as command:
-        url = document(command)["url"]
-        with streaming(url, 100_000):
-            command.process.send_signal(signal.SIGINT)
-            time.sleep(0.3)
-            assert command.process.poll() is None
-            command.process.send_signal(signal.SIGINT)
-            done = command.finish(20)
-
-    assert done.code == 0 and "Traceback" not in done.stderr
-
-
-@pytest.mark.usefixtures("known")
-def test_a_killed_command_leaves_no_server(tiny: Path):
-    """SIGKILL to penjing itself ends the engine with it."""
-    with started("serve", str(tiny), "--port", "0", "--json") as command:
-        url = document(command)["url"]
-        command.process.kill()
-        command.finish(10)
-
-    assert wait_for(lambda: not is_open(url))
-
-
-@pytest.mark.usefixtures("known")
-def test_a_port_in_use_is_one_line(tiny: Path):
-    """The address and the way out; nothing is printed on stdout."""
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        port = other.getsockname()[1]
-
-        assert refused("serve", str(tiny), "--port", str(port), "--json") == (
-            f"cannot listen on 127.0.0.1:{port}: Address already in use",
-            "`--port 0` takes a free one",
-        )

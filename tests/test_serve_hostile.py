@@ -35,7 +35,7 @@ def command(known: Path, tiny: Path) -> Iterator[tuple[Command, str]]:
     """A server of `tiny` for four users, and its address."""
     words = ("serve", str(tiny), "--port", "0", "--users", "4", "--context", "1024", "--stall", "3", "--json")
     with started(*words) as running:
-        yield running, json.loads(running.read_until(b"\n}\n"))["page"]
+        yield running, running.document()["page"]
         running.process.send_signal(signal.SIGTERM)
         assert running.finish(40).code == 0
 
@@ -45,7 +45,7 @@ def address(measured: Path, tiny: Path) -> Iterator[str]:
     """One server for all that does it no harm."""
     words = ("serve", str(tiny), "--port", "0", "--users", "2", "--context", "1024", "--json")
     with started(*words, env={"PENJING_CACHE": str(measured)}) as running:
-        yield json.loads(running.read_until(b"\n}\n"))["page"]
+        yield running.document()["page"]
         running.process.send_signal(signal.SIGTERM)
         assert running.finish(40).code == 0
 
@@ -195,7 +195,7 @@ def test_a_key_takes_as_long_wherever_it_is_wrong(known: Path, tiny: Path, tmp_p
     where = ("--keys", str(tmp_path / "keys.json"))
     secret = penjing("keys", "add", "alice", *where).stdout.strip()
     with started("serve", str(tiny), "--port", "0", *where, "--json") as running:
-        host = json.loads(running.read_until(b"\n}\n"))["page"].removeprefix("http://")
+        host = running.document()["page"].removeprefix("http://")
         line = http.client.HTTPConnection(host, timeout=20)
         seconds: dict[str, list[float]] = {}
         for _ in range(300):
@@ -223,7 +223,7 @@ def test_a_storm_is_weathered(known: Path, tmp_path: Path):
     """300 requests of 24 clients, some that leave, some of nonsense, two kills and a hang: none wrong, none lost."""
     words = ("serve", "--port", "0", "--users", "2", "--context", "1024", "--stall", "3", "--json")
     with started(*words) as running:
-        address = json.loads(running.read_until(b"\n}\n"))["page"]
+        address = running.document()["page"]
         url = f"{address}/v1"
 
         async def kill(number: int) -> None:

@@ -6,6 +6,7 @@ A candidate is timed before it is built: a file with its types and random weight
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from msgspec import Struct
@@ -16,7 +17,7 @@ from penjing.cost.passes import CHECKS, Passes
 from penjing.costs import menu_of
 from penjing.drafting import Habit
 from penjing.engines.base import Engine
-from penjing.errors import UsageError
+from penjing.errors import DoesNotFit, UsageError
 from penjing.finalists import Entry, timed
 from penjing.gguf.header import Header
 from penjing.model import Model
@@ -41,13 +42,11 @@ _AMPLE_BITS = 5.5  # per weight, of the memory that there is
 _MOST_ROOM = 0.7  # of the memory, that the source may take where it is run
 _CACHE_TOKENS = 256
 _UNSTEADY = 0.2  # relative deviation of a machine's pace
-_SWING = (
-    1.35  # of the most that memory gave to the least; waves of 8 % up and down are usual where it is shared
-)
+# of the most that memory gave to the least; waves of 8 % up and down are usual where it is shared
+_SWING = 1.35
 _BF16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # without, F16 is as fast and nearer
-_LEFT_OUT = frozenset(
-    {"mxfp4", "nvfp4"}
-)  # for weights that were trained in them; here others are nearer and faster
+# for weights that were trained in them; here others are nearer and faster
+_LEFT_OUT = frozenset({"mxfp4", "nvfp4"})
 
 
 class Source(Struct, frozen=True):
@@ -149,7 +148,7 @@ def plan(
     found, refused = joint.search(task, proposed)
     if not found:
         raise _refuse(task, refused)
-    first = _finalists(found)
+    first = _finalists(task, found)
     say(f"timing {len(first) + 1} ways to store and run it, with random weights")
     entrants = [*(_entry(task, f) for f in first), baseline(task)]
     *entries, usual = timed(task, source.header, entrants, engine, native)
@@ -201,11 +200,20 @@ def _unguessed(source: Source, task: Task, proposed: Sequence[Settings]) -> Iter
     yield Refusal("guessing ahead", why)
 
 
-def _finalists(found: Sequence[Found]) -> list[Found]:
+def _finalists(task: Task, found: Sequence[Found]) -> list[Found]:
     """The fastest few; one of them does without guesses, whose worth depends on the text."""
     first = list(found[:_FINALISTS])
     plain = next((f for f in found if f.layout.drafting.kind == "none"), first[-1])
-    return first if plain in first else [*first[:-1], plain]
+    return [*(first if plain in first else [*first[:-1], plain]), *_unturned(task, first[0])]
+
+
+def _unturned(task: Task, found: Found) -> Iterator[Found]:
+    """The same types with the default's knobs, where others were composed: what those gain depends on the types."""
+    usual = {name: getattr(task.question.default, name) for name in joint.KNOBS}
+    settings = replace(found.chosen.settings, **usual)
+    if settings != found.chosen.settings:
+        with suppress(DoesNotFit):
+            yield replace(found, chosen=joint.appraised(task, found.allocation, [settings]))
 
 
 def _unsteady(task: Task) -> Iterator[str]:

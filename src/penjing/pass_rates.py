@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from itertools import product
+from statistics import median
 
 from msgspec.structs import replace
 
@@ -35,6 +36,7 @@ from penjing.formats import BY_NAME
 from penjing.gguf.header import Header
 from penjing.machine import Machine
 from penjing.model import Model
+from penjing.plan import Settings
 from penjing.probe import memory_rate
 from penjing.progress import Bar, bar
 from penjing.quality import stock
@@ -55,6 +57,8 @@ _LEAST_STEPS = 2  # of decode in a sample
 _MOST_SECONDS = 3.0  # of a sample of decode
 _MEMORY_SECONDS = 0.5
 _LEAST_CPU_SHARE = 0.7
+_CHANGES: tuple[dict[str, str], ...] = ({}, {"flash_attention": "off"}, {"cache_type": "q8_0"})
+_TURNS = 3  # of a prompt in either micro-batches
 
 
 def measured(
@@ -215,10 +219,12 @@ class _Slicer:
             n_bytes = self._read(REFERENCE, Point(kind, 1))
             with self._reference.open(self._reference.file(kind), Way(build, False)) as session:
                 usual = session.settings
-                for change in _changes(kind, is_best=build == self._traits.builds[-1]):
+                for change in _CHANGES:
                     session.configure(replace(usual, **change))
-                    for depth in (near,) if "micro_batch" in change else (near, DEEP_BY_KIND[kind]):
+                    for depth in (near, DEEP_BY_KIND[kind]):
                         found = self._time(found, session, kind, tokens, depth, n_bytes)
+                if kind == "prefill" and build == self._traits.builds[-1]:  # the one that plans take
+                    found = _in_small_batches(found, session, usual)
                 for count in threads[1:] if build == "wheel" else ():
                     session.configure(replace(usual, threads=count, prefill_threads=count))
                     found = self._time(found, session, kind, tokens, near, n_bytes)
@@ -263,15 +269,26 @@ class _Slicer:
         yield from kept or [min(samples, key=lambda s: s.seconds)]
 
 
-def _changes(kind: Kind, *, is_best: bool) -> list[dict[str, str | int]]:
-    """Settings whose effect is timed; smaller micro-batches with the best build, which is the one that plans take."""
-    found: list[dict[str, str | int]] = [{}, {"flash_attention": "off"}, {"cache_type": "q8_0"}]
-    return [*found, {"micro_batch": SMALL_BATCH}] if kind == "prefill" and is_best else found
+def _in_small_batches(rates: Rates, session: Session, usual: Settings) -> Rates:
+    """A prompt in smaller micro-batches: the time of the usual ones, by what both take in turn.
+
+    They differ by less than the pace of a machine from one moment to the next.
+    """
+    sizes = (usual.micro_batch, SMALL_BATCH)
+    seen: dict[int, list[float]] = {size: [] for size in sizes}
+    for size in _TURNS * sizes:
+        session.configure(replace(usual, micro_batch=size))
+        seen[size] += (sample.seconds for sample in session.time("prefill", LONG, 0, 1))
+    large, small = (median(seen[size]) for size in sizes)
+    knobs = Knobs.of("prefill", usual)
+    (known,) = (t for t in rates.timings if (t.knobs, t.tokens, t.depth) == (knobs, LONG, 0))
+    scaled = tuple(small / large * seconds for seconds in known.seconds)
+    return rates.add(replace(knobs, micro_batch=SMALL_BATCH), LONG, 0, scaled)
 
 
 def _cache_name(model: Model, machine: Machine, traits: Traits, what: str) -> str:
     """Names the shapes, the machine and the engine: models with the same shapes share their rates."""
     shapes = sorted((t.name, t.shape) for t in (*matrices(model), head_of(model)))
     place = f"{machine.cpu} {machine.cores} {traits.version} {traits.builds}"
-    known = f"{model.architecture} {shapes} {place} {what} micro-batches"
+    known = f"{model.architecture} {shapes} {place} {what} micro-batches in turn"
     return f"passes/{hashlib.sha256(known.encode()).hexdigest()[:20]}.json"

@@ -55,9 +55,8 @@ class Sums:
             "noise": (0.5 * self.noise / tokens).float().numpy(),
         }
         if self.gram is not None:
-            directions = (
-                strongest(self.gram.div_(total)) * _TRUST**0.5
-            )  # in place: it may be the largest array of all
+            # in place: it may be the largest array of all
+            directions = strongest(self.gram.div_(total)) * _TRUST**0.5
             self.gram = None
             found["directions"] = directions.numpy().astype(np.float16)
         return found

@@ -19,6 +19,7 @@ from penjing.cost.cases import ENGINES, KERNELS, LINKS, MAKERS, MEMORIES, PATHS
 
 Array = np.ndarray
 
+# the classes of each array of constants; the others are single numbers
 CLASSES: Mapping[str, tuple[str, ...]] = {
     "read_memory": MEMORIES,
     "read_engine": ENGINES,
@@ -37,7 +38,7 @@ CLASSES: Mapping[str, tuple[str, ...]] = {
     "progress": ENGINES,
     "latency": LINKS,
     "link": LINKS,
-}  # the classes of each array of constants; the others are single numbers
+}
 
 
 @dataclass(frozen=True)

@@ -50,9 +50,8 @@ class Device(Struct, frozen=True):
         for name in _INSTEAD[arithmetic]:
             if name in self.operations_per_s:
                 narrow = self.kind == "cpu" and arithmetic.startswith("int8") and not name.startswith("int8")
-                return self.operations_per_s[name] * (
-                    2 if narrow else 1
-                )  # vectors hold more of the narrow numbers
+                # vectors hold more of the narrow numbers
+                return self.operations_per_s[name] * (2 if narrow else 1)
         return _BALANCE[self.kind] * self.bytes_per_s
 
 

@@ -40,15 +40,8 @@ class Point(Struct, frozen=True):
 
 PREFILLS = tuple(Point("prefill", n) for n in (32, 128, 512))
 ONE = Point("decode", 1)
-CHECKS = (
-    1,
-    2,
-    3,
-    4,
-    5,
-    9,
-    17,
-)  # tokens of passes that check guesses; others are on the line between two of them
+# tokens of passes that check guesses; others are on the line between two of them
+CHECKS = (1, 2, 3, 4, 5, 9, 17)
 HEAD = REFERENCE = "q8_0"
 # of a matrix that is timed, with few tokens and with many; the time of more rows is in proportion
 _MOST_ROWS, _MOST_ROWS_AT_ONCE = 16384, 2048

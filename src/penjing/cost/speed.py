@@ -95,9 +95,8 @@ def decode_seconds(rates: Rates, settings: Settings, depth: int, tokens: int) ->
     first = points[0]
     middle = first.depth + first.tokens / 2
     here = Seconds({first: 1 / first.tokens})
-    if (
-        share.value * middle > _MOST_ATTENTION * here.value
-    ):  # a disturbed timing at depth, which would gain below it
+    # a disturbed timing at depth, which would gain below it
+    if share.value * middle > _MOST_ATTENTION * here.value:
         share = share * (_MOST_ATTENTION * here.value / (share.value * middle))
     one = here + share * (depth + tokens / 2 - middle)
     return one * tokens

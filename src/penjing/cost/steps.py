@@ -182,9 +182,8 @@ def _host(c: Cases, k: Constants, p: Pass) -> Array:
 
 def _launches(c: Cases, k: Constants, p: Pass) -> Array:
     layers = c.layers + k.routed_launch * c.moe_layers
-    fused = np.where(
-        c.started_class == _EAGER, 1.0, k.fusion**c.age
-    )  # eager engines start each kernel as ever
+    # eager engines start each kernel as ever
+    fused = np.where(c.started_class == _EAGER, 1.0, k.fusion**c.age)
     each = k.launch[c.started_class] * k.launch_maker[c.launch_class] / fused
     return (
         layers * each

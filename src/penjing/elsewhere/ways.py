@@ -19,9 +19,8 @@ from penjing.model import Model
 _DEGREES = (1, 2, 4, 8, 16, 32, 64)
 _MOST_TENSOR = {"nvlink": 8, "fabric": 8, "pcie": 8, "network": 1}  # devices of one node
 _USABLE = 0.9  # of a device's memory
-_BUILDS = (
-    2026.0  # the year of engines that somebody would install: they got faster, and the fit knows by how much
-)
+# the year of engines that somebody would install: they got faster, and the fit knows by how much
+_BUILDS = 2026.0
 
 # formats for servers on accelerators: name, class, bits, computed in the format, and what the device has to have
 _SERVED: tuple[tuple[str, Kernel, float, bool, str], ...] = (

@@ -66,11 +66,8 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C in the terminal reaches the owner alone, who stops the child in order
-            env={
-                **os.environ,
-                **(env or {}),
-                "GGML_NO_BACKTRACE": "1",
-            },  # its backtrace starts a debugger, for minutes
+            # the backtrace of a crash starts a debugger, for minutes
+            env={**os.environ, **(env or {}), "GGML_NO_BACKTRACE": "1"},
         )
         self._listener = threading.Thread(target=self._collect_log, daemon=True)
         self._listener.start()

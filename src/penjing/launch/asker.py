@@ -30,9 +30,8 @@ _VLLM_PARSERS = (
 
 def main() -> None:
     """Answer what stands in stdin; all that the engine prints meanwhile goes to stderr."""
-    sys.path[:] = [
-        folder for folder in sys.path if folder != str(Path(__file__).parent)
-    ]  # our names are not theirs
+    ours = str(Path(__file__).parent)  # whose names are not theirs
+    sys.path[:] = [folder for folder in sys.path if folder != ours]
     question = json.load(sys.stdin)
     with contextlib.redirect_stdout(sys.stderr):
         version, judge = _vllm(question["config"]) if question["engine"] == "vllm" else _sglang()

@@ -27,9 +27,8 @@ def served(deployment: Deployment, form: Form) -> Deployment:
     """
     if form == "command":
         return deployment
-    host = (
-        deployment.host if form == "compose" and deployment.nodes > 1 else "0.0.0.0"
-    )  # several share their host's
+    shared = form == "compose" and deployment.nodes > 1  # several share the network of their host
+    host = deployment.host if shared else "0.0.0.0"
     return replace(deployment, host=host, api_key_env=deployment.api_key_env or _KEY)
 
 

@@ -25,10 +25,8 @@ from penjing.units import show_bytes, show_number, show_seconds
 
 _LOW_BITS = 3.5  # below it a format counts as low, and the guards watch it
 _LONGEST_RUN = 4  # layers in a row that may all keep one role at the lowest of the low formats
-_GAP, _TIME_GAP = (
-    1e-5,
-    1e-3,
-)  # relative, between the plan and the best one possible; times are no better known
+# relative, between the plan and the best one possible; times are no better known
+_GAP, _TIME_GAP = 1e-5, 1e-3
 _SUMS: dict[str, tuple[str, Callable[[float], str]]] = {
     "n_bytes": ("the size of the weights", show_bytes),
     "kld": ("the KL divergence", show_number),

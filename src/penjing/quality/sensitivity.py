@@ -20,10 +20,8 @@ from msgspec import Struct
 from penjing.formats import BY_NAME
 
 Floats = np.ndarray
-ACTIVATION_BLOCKS = (
-    32,
-    256,
-)  # activations that share a scale: for types in blocks of 32 and 64, and of 256 weights
+# activations that share a scale: for types in blocks of 32 and 64, and of 256 weights
+ACTIVATION_BLOCKS = (32, 256)
 
 
 class Form(Struct, frozen=True):

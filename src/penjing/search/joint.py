@@ -26,7 +26,8 @@ from penjing.search.choose import Question
 from penjing.search.task import Found, Layout, Task
 
 _NEAR = 0.05  # of a total: what flash attention or micro-batches seem to gain below this is not believed
-_KNOBS = ("flash_attention", "micro_batch", "threads", "prefill_threads")
+# that do not depend on types, and are chosen after them
+KNOBS = ("flash_attention", "micro_batch", "threads", "prefill_threads")
 _CACHE_SHARE = 0.05  # of the memory, from which on a smaller cache may pay by the room it leaves
 _DOUBT = 0.08  # of composed times: what could be nearer than this is not left out
 
@@ -115,7 +116,7 @@ def _plainest(fitting: Sequence[Chosen], default: Settings) -> Chosen:
     near = [c for c in fitting if choose.total_seconds(c) <= (1 + _NEAR) * least]
 
     def turned(chosen: Chosen) -> int:
-        return sum(getattr(chosen.settings, name) != getattr(default, name) for name in _KNOBS)
+        return sum(getattr(chosen.settings, name) != getattr(default, name) for name in KNOBS)
 
     return min(near, key=lambda c: (turned(c), choose.total_seconds(c)))
 

@@ -15,9 +15,8 @@ from msgspec import Struct
 
 from penjing.serve.problems import Problem
 
-_BLAME = re.compile(
-    r"template|schema|grammar|parse|jinja|tool|too large", re.I
-)  # a 500 of the engine that the request caused
+# a 500 of the engine that the request caused
+_BLAME = re.compile(r"template|schema|grammar|parse|jinja|tool|too large", re.I)
 _IDLE = re.compile(rb"^llamacpp:requests_processing 0$", re.M)
 _SAID = re.compile(r"Error: |^\[json\.exception\.[\w.]+\] ")
 

@@ -30,9 +30,8 @@ Penalty = Annotated[float, Meta(ge=-2, le=2)]
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Stop = str | Annotated[list[Annotated[str, Meta(min_length=1, max_length=512)]], Meta(max_length=16)]
 Tokens = Annotated[list[TokenId], Meta(min_length=1)]
-Prompt = (
-    str | Annotated[list[str | TokenId | Tokens], Meta(min_length=1)]
-)  # a list of one kind, see `_prompts`
+# a list of one kind, see `_prompts`
+Prompt = str | Annotated[list[str | TokenId | Tokens], Meta(min_length=1)]
 
 
 class StreamOptions(Struct, forbid_unknown_fields=True):

@@ -118,13 +118,10 @@ def parameters(x: Any, serve: Serve) -> Any:
     params.load_mode = load.LLAMA_LOAD_MODE_MMAP if settings.mapped else load.LLAMA_LOAD_MODE_NONE
     _draft(x, params.speculative, settings.drafting)
     params.endpoint_metrics = True
-    params.embedding = params.kv_unified = (
-        serve.embeds
-    )  # apart, texts of a batch are pooled in parts: a wrong vector
+    # in caches apart, texts of a batch are pooled in parts: a wrong vector
+    params.embedding = params.kv_unified = serve.embeds
     params.cache_ram_mib = 0  # prompts kept beside the cache are memory that no plan has counted: up to 8 GiB
-    params.fit_params = (
-        False  # the plan has already counted; a second opinion would lower the context silently
-    )
+    params.fit_params = False  # the plan has counted; a second opinion would lower the context silently
     params.ui = False
     return params
 

@@ -71,9 +71,9 @@ AIMS = {
     ("SmolLM2", "wheel alone"): {"prefill": 1.8},
     ("qwen3-1.7b", "all builds"): {"decode": 1.0, "prefill": 3.0},
 }
-STOCK, TOKENS, ROUNDS = "Q4_K_M", 4096, 3
+STOCK, TOKENS, ROUNDS = "Q4_K_M", 4096, 4
 # of a round: turns, those that have a prompt as well, steps of a turn
-PIECES, PROMPTS, TIMED_STEPS = 6, 2, 12
+PIECES, PROMPTS, TIMED_STEPS = 4, 2, 12
 ATTEMPTS, SAFETY, NEAR = 3, 0.98, 0.92
 USUAL = 0.95  # of a predicted divergence, that files are measured to have here at most (docs/log.md)
 MEMORY_SECONDS = 4.0
@@ -323,19 +323,21 @@ def _raced(model: str, contestants: Sequence[Contestant], engine: LlamaCpp) -> d
 
 
 def _run(pair: Sequence[Contestant], number: int, engine: LlamaCpp) -> list[Timed]:
-    """Medians of short pieces, A B B A: the memory of a shared machine changes its speed within seconds."""
+    """Medians of short pieces, A B B A: the memory of a shared machine changes its speed within seconds.
+
+    Which of them is loaded last changes from round to round: it may be faster for as long as it lives (docs/log.md).
+    """
     workload = WORKLOADS[pair[0].workload]
     context = -(-(workload.needed_tokens + 64) // 256) * 256
     depth = workload.prompt_tokens + workload.answer_tokens // 2 - TIMED_STEPS // 2
     prompts: list[list[float]] = [[] for _ in pair]
     steps: list[list[float]] = [[] for _ in pair]
     with ExitStack() as stack:
-        sessions = [
-            stack.enter_context(engine.open(Path(c.file), replace(c.settings, context_tokens=context)))
-            for c in pair
-        ]
-        for session in sessions:
-            session.time("prefill", 32, 0, 1)
+        sessions = {}
+        for i in (0, 1) if number % 2 else (1, 0):
+            settings = replace(pair[i].settings, context_tokens=context)
+            sessions[i] = stack.enter_context(engine.open(Path(pair[i].file), settings))
+            sessions[i].time("prefill", 32, 0, 1)
         for turn in range(PIECES):
             for i in (0, 1) if (turn + number) % 2 else (1, 0):
                 if turn < PROMPTS:

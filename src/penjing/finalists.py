@@ -59,16 +59,18 @@ def timed(
     """The entries with figures that were corrected by timing each as a whole, in turn.
 
     All of them are loaded at once where there is room: the memory of a shared machine has fast and slow moments, which
-    take turns in seconds.
+    take turns in seconds. What is loaded last may be faster for as long as it lives, by where its memory lies
+    (docs/log.md), so each round begins with another one.
     """
     samples: dict[tuple[int, Kind], list[float]] = {}
     with _files(task, header, entries, native) as files, bar("timing", _ROUNDS * len(entries)) as shown:
-        for _ in range(_ROUNDS):
+        for number in range(_ROUNDS):
             for group in _groups(task, entries):
+                first = number % len(group)
                 with ExitStack() as stack:
                     sessions = {
                         i: stack.enter_context(engine.open(files[i], _roomy(entries[i].chosen.settings)))
-                        for i in group
+                        for i in (*group[first:], *group[:first])
                     }
                     for i, kind, seconds in _round(task, sessions):
                         samples.setdefault((i, kind), []).append(seconds)

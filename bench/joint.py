@@ -72,8 +72,8 @@ AIMS = {
     ("qwen3-1.7b", "all builds"): {"decode": 1.0, "prefill": 3.0},
 }
 STOCK, TOKENS, ROUNDS = "Q4_K_M", 4096, 4
-# of a round: turns, those that have a prompt as well, steps of a turn
-PIECES, PROMPTS, TIMED_STEPS = 4, 2, 12
+# of a round: turns, in each a prompt and so many times some steps after one filling of the cache
+TURNS, REPEATS, TIMED_STEPS = 2, 2, 12
 ATTEMPTS, SAFETY, NEAR = 3, 0.98, 0.92
 USUAL = 0.95  # of a predicted divergence, that files are measured to have here at most (docs/log.md)
 MEMORY_SECONDS = 4.0
@@ -338,13 +338,12 @@ def _run(pair: Sequence[Contestant], number: int, engine: LlamaCpp) -> list[Time
             settings = replace(pair[i].settings, context_tokens=context)
             sessions[i] = stack.enter_context(engine.open(Path(pair[i].file), settings))
             sessions[i].time("prefill", 32, 0, 1)
-        for turn in range(PIECES):
+        for turn in range(TURNS):
             for i in (0, 1) if (turn + number) % 2 else (1, 0):
-                if turn < PROMPTS:
-                    (prefill,) = sessions[i].time("prefill", workload.prompt_tokens, 0, 1)
-                    prompts[i].append(prefill.seconds)
-                (decode,) = sessions[i].time("decode", TIMED_STEPS, depth, 1)
-                steps[i].append(decode.seconds / decode.tokens)
+                (prefill,) = sessions[i].time("prefill", workload.prompt_tokens, 0, 1)
+                prompts[i].append(prefill.seconds)
+                decoded = sessions[i].time("decode", TIMED_STEPS, depth, REPEATS)
+                steps[i] += (sample.seconds / sample.tokens for sample in decoded)
     found = []
     for one, prefill_seconds, step_seconds in zip(pair, prompts, steps, strict=True):
         prefill, step = median(prefill_seconds), median(step_seconds)

@@ -28,7 +28,8 @@ from penjing.search.task import Task
 
 _ROUNDS, _REPEATS = 3, 2
 _MOST_ROOM = 0.7  # of the memory, that entries may take which are loaded at once
-_LONGEST_PROMPT, _DEEPEST = 512, 2048  # tokens that are timed of a finalist
+# tokens of a prompt beyond which it is timed once, and the most that are timed
+_LONG, _DEEPEST = 512, 2048
 
 
 class Entry(Struct, frozen=True):
@@ -92,12 +93,13 @@ def _groups(task: Task, entries: Sequence[Entry]) -> list[list[int]]:
 def _round(task: Task, sessions: Mapping[int, Session]) -> Iterator[tuple[int, Kind, float]]:
     """One figure of each phase for each session, which take turns.
 
-    Of prefill the best one counts, because the first touches new memory.
+    Of a short prompt the best one counts, because the first touches new memory.
     """
     kinds: tuple[Kind, ...] = ("prefill", "decode")
+    turns = _REPEATS if task.question.workload.prompt_tokens <= _LONG else 1
     for kind in kinds:
         seen: dict[int, list[float]] = {i: [] for i in sessions}
-        for _ in range(_REPEATS):
+        for _ in range(turns):
             for i, session in sessions.items():
                 seen[i].append(_sample(task, session, kind))
         for i, seconds in seen.items():
@@ -124,7 +126,7 @@ def _roomy(settings: Settings) -> Settings:
 def _lengths(task: Task) -> dict[Kind, tuple[int, int]]:
     """Tokens that are timed in each phase, and how many are before them."""
     prompt = task.question.workload.prompt_tokens
-    return {"prefill": (min(prompt, _LONGEST_PROMPT), 0), "decode": (STEPS, min(prompt, _DEEPEST))}
+    return {"prefill": (min(prompt, _DEEPEST), 0), "decode": (STEPS, min(prompt, _DEEPEST))}
 
 
 def _sample(task: Task, session: Session, kind: Kind) -> float:

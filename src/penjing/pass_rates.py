@@ -59,6 +59,7 @@ _MEMORY_SECONDS = 0.5
 _LEAST_CPU_SHARE = 0.7
 _CHANGES: tuple[dict[str, str], ...] = ({}, {"flash_attention": "off"}, {"cache_type": "q8_0"})
 _TURNS = 3  # of a prompt in either micro-batches
+_LOOKS = 3  # after a long prompt: what attention takes is a difference of two, each taken to the usual pace
 
 
 def measured(
@@ -215,32 +216,36 @@ class _Slicer:
         """At depth, with other flash attention and cache types for each build, and with other threads."""
         found = Rates(self._rates.engine_version)
         for build, (kind, near) in product(self._traits.builds, NEAR_BY_KIND.items()):
-            tokens = LONG if kind == "prefill" else STEPS
+            tokens, looks = (LONG, _LOOKS) if kind == "prefill" else (STEPS, 1)
             n_bytes = self._read(REFERENCE, Point(kind, 1))
             with self._reference.open(self._reference.file(kind), Way(build, False)) as session:
                 usual = session.settings
                 for change in _CHANGES:
                     session.configure(replace(usual, **change))
                     for depth in (near, DEEP_BY_KIND[kind]):
-                        found = self._time(found, session, kind, tokens, depth, n_bytes)
+                        found = self._time(found, session, kind, tokens, depth, n_bytes, looks=looks)
                 if kind == "prefill" and build == self._traits.builds[-1]:  # the one that plans take
                     found = _in_small_batches(found, session, usual)
                 for count in threads[1:] if build == "wheel" else ():
                     session.configure(replace(usual, threads=count, prefill_threads=count))
-                    found = self._time(found, session, kind, tokens, near, n_bytes)
+                    found = self._time(found, session, kind, tokens, near, n_bytes, looks=looks)
         return found
 
     def _time(
-        self, rates: Rates, session: Session, kind: Kind, tokens: int, depth: int, n_bytes: float, together: int = 1
+        self, rates: Rates, session: Session, kind: Kind, tokens: int, depth: int, n_bytes: float, together: int = 1,
+        looks: int = 1,
     ) -> Rates:  # fmt: skip
-        """One point, a pass of which reads `n_bytes`, as if the machine had kept the pace that others were taken at."""
+        """One point, a pass of which reads `n_bytes`, as if the machine had kept the pace that others were taken at.
+
+        `looks`: at the pace after it; those after the point before count as well.
+        """
         knobs = replace(Knobs.of(kind, session.settings), together=together)
         samples = self._samples(session, kind, tokens, depth, together)
-        for phase in dict.fromkeys(("prefill", kind)):
+        for phase in looks * tuple(dict.fromkeys(("prefill", kind))):
             self._reference.sample(phase)
         calm = list(self._calm(samples, knobs.threads))
         taken = Timing(knobs, tokens, depth, tuple(s.seconds * tokens / s.tokens for s in calm))
-        now = self._reference.recent(self._rates.pace_seconds)
+        now = self._reference.recent(self._rates.pace_seconds, 1 + 2 * looks)
         flat = pace.flat_seconds(rates, knobs, tokens) if depth > NEAR_BY_KIND[kind] else None
         usual = pace.undone(taken, flat, now, n_bytes / self._reading)
         return rates.add(knobs, tokens, depth, usual.seconds)
@@ -290,5 +295,5 @@ def _cache_name(model: Model, machine: Machine, traits: Traits, what: str) -> st
     """Names the shapes, the machine and the engine: models with the same shapes share their rates."""
     shapes = sorted((t.name, t.shape) for t in (*matrices(model), head_of(model)))
     place = f"{machine.cpu} {machine.cores} {traits.version} {traits.builds}"
-    known = f"{model.architecture} {shapes} {place} {what} micro-batches in turn"
+    known = f"{model.architecture} {shapes} {place} {what} more looks"
     return f"passes/{hashlib.sha256(known.encode()).hexdigest()[:20]}.json"

@@ -31,7 +31,6 @@ _START_SECONDS = 120.0
 _PACE_TOKENS, _PACE_STEPS = 32, 4
 _SAMPLE_SECONDS, _MOST_REPEATS = 0.1, 8
 _LOOK_SECONDS = 4.0
-_RECENT = 3
 
 
 class Reference:
@@ -93,7 +92,7 @@ class Reference:
         self._repeats[kind] = max(1, min(_MOST_REPEATS, round(_SAMPLE_SECONDS / seconds / tokens)))
         return seconds
 
-    def recent(self, usual: Mapping[Kind, float], samples: int = _RECENT) -> Pace:
+    def recent(self, usual: Mapping[Kind, float], samples: int) -> Pace:
         """Pace of the median of the last samples: what disturbed one of them did not slow the machine down."""
         now = {kind: median(seconds[-samples:]) for kind, seconds in self._paces.items()}
         return Pace(**{kind: now[kind] / seconds for kind, seconds in usual.items()})

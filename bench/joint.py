@@ -210,6 +210,8 @@ def _within(
         found.append((seen, plan, built))
         if NEAR * limit <= seen <= limit or (number and min(one[0] for one in found) <= limit):
             break
+        if seen <= limit and predicted < NEAR * aim:
+            break  # the limit does not bind: nothing that loses more was faster
         aim *= SAFETY * limit / seen
     kept = [one for one in found if one[0] <= limit]
     if not kept:

@@ -75,7 +75,7 @@ STOCK, TOKENS, ROUNDS = "Q4_K_M", 4096, 4
 # of a round: turns, in each a prompt and so many times some steps after one filling of the cache
 TURNS, REPEATS, TIMED_STEPS = 2, 2, 12
 ATTEMPTS, SAFETY, NEAR = 3, 0.98, 0.92
-USUAL = 0.92  # of a predicted divergence, that files are measured to have here at most (docs/log.md)
+USUAL = 0.92  # of a predicted divergence, that most files are measured to have here at most (docs/log.md)
 MEMORY_SECONDS = 4.0
 BANDWIDTH_AIMS = {"q8_0": 0.85, "q4_0": 0.75}
 

@@ -6,8 +6,8 @@
 SmolLM2: an F16 source off every grid (natural_f16.py), calibrated here or by the file given. The stock mix is built
 as `llama-quantize` does without an importance matrix, and its KL divergence is measured: penjing's files may not
 exceed it. For a long answer, a prompt and a long prompt with every build of the engine, and for a prompt with the
-wheel alone, a plan is made, built and measured, twice or thrice where what was measured says so, and then all run in
-turn, in new processes in each round. Qwen3-1.7B: random weights, so that divergences are predicted (from a prior) for
+wheel alone, a plan is made, built and measured, again where the file loses too much, and then all run in turn, in new
+processes in each round. Qwen3-1.7B: random weights, so that divergences are predicted (from a prior) for
 both sides, and files have random weights in the chosen types. For it the rate at which decode reads weights is laid
 beside what memory gives. Prints the ablation of the prompt and the ratios with their aims; the last line is one JSON
 document.
@@ -51,7 +51,7 @@ from penjing.quality.sensitivity import Sensitivity
 from penjing.quantize.native import Native
 from penjing.quantize.tensors import Tensors
 from penjing.search.choose import Question
-from penjing.shrink import Goal, Shrinker
+from penjing.shrink import Built, Goal, Shrinker
 from penjing.workload import Workload
 
 WORKLOADS = {
@@ -74,7 +74,8 @@ AIMS = {
 STOCK, TOKENS, ROUNDS = "Q4_K_M", 4096, 4
 # of a round: turns, in each a prompt and so many times some steps after one filling of the cache
 TURNS, REPEATS, TIMED_STEPS = 2, 2, 12
-ATTEMPTS, SAFETY, NEAR = 3, 0.98, 0.92
+LONG_SECONDS = 3.0  # of a prompt that is read once in a round: it sees several speeds of the memory by itself
+ATTEMPTS, SAFETY = 3, 0.98
 USUAL = 0.92  # of a predicted divergence, that most files are measured to have here at most (docs/log.md)
 MEMORY_SECONDS = 4.0
 BANDWIDTH_AIMS = {"q8_0": 0.85, "q4_0": 0.75}
@@ -100,6 +101,23 @@ class Timed(Struct, frozen=True):
     prefill: float
     step: float
     total: float
+
+
+class Files:
+    """Files of one source in a folder; none is made twice."""
+
+    def __init__(self, shrinker: Shrinker, folder: Path) -> None:
+        self._shrinker, self._folder = shrinker, folder
+        self._made: dict[frozenset[tuple[str, str]], tuple[Path, Built]] = {}
+
+    def of(self, types: dict[str, str]) -> tuple[Path, Built]:
+        """Built, and measured against the source."""
+        named = frozenset(types.items())
+        if named not in self._made:
+            file = self._folder / f"{len(self._made)}.gguf"
+            pages = texts.shipped("choose"), texts.shipped("report")
+            self._made[named] = file, self._shrinker.shrink(Goal(types=types), file, finalists=1, texts=pages)
+        return self._made[named]
 
 
 def main() -> int:
@@ -137,17 +155,16 @@ def _smollm2(folder: Path, cases: Sequence[tuple[str, str]], args: argparse.Name
         f"SmolLM2, stock {STOCK}: KL divergence {limit:.4f}, {stock_file.stat().st_size / 2**20:.0f} MiB",
         flush=True,
     )
-    shrinker = Shrinker(header, model, sensitivity, engine, native)
+    files = Files(Shrinker(header, model, sensitivity, engine, native), folder)
     machine, contestants, steps, kinder = this_machine(source), [], {}, USUAL
     for builds, name in cases:
         question = _question(source, machine, replace(WORKLOADS[name], max_kld=limit), builds)
         opened = codesign.Source.of(header, model, sensitivity, native, question.budget_bytes)
         if (builds, name) == ("all builds", ABLATED):
             steps[name] = _ablated(opened, question, engine, native, name)
-        file = folder / f"{name} {builds}.gguf"
-        plan, built, kld = _within(opened, question, shrinker, file, limit, kinder)
+        plan, file, kld = _within(opened, question, files, f"{name} {builds}", limit, kinder)
         kinder = max(USUAL, kld / (plan.chosen.estimate.kld.value or limit))
-        contestants.append(Contestant("penjing", name, builds, str(built), plan.chosen.settings, kld))
+        contestants.append(Contestant("penjing", name, builds, str(file), plan.chosen.settings, kld))
         contestants.append(Contestant("stock", name, builds, str(stock_file), question.default, limit))
     return _raced("SmolLM2", contestants, engine) | {"ablation": steps}
 
@@ -180,44 +197,27 @@ def _question(source: Path, machine: Machine, workload: Workload, builds: str) -
 
 
 def _within(
-    opened: codesign.Source,
-    question: Question,
-    shrinker: Shrinker,
-    file: Path,
-    limit: float,
-    kinder: float,
+    opened: codesign.Source, question: Question, files: Files, name: str, limit: float, kinder: float
 ) -> tuple[Plan, Path, float]:
-    """The plan and file that come nearest under the limit: what a file is measured to lose corrects what is asked.
+    """The first plan whose file keeps the limit: what a file is measured to lose corrects what is asked.
 
     `kinder`: what the last file was measured to lose over what was predicted for it.
 
     Raises:
         RuntimeError: none of the files kept the limit.
     """
-    aim, found = SAFETY * limit / kinder, []
-    for number in range(ATTEMPTS):
+    aim = SAFETY * limit / kinder
+    for _ in range(ATTEMPTS):
         asked = replace(question, workload=replace(question.workload, max_kld=aim))
-        plan = codesign.plan(opened, asked, LlamaCpp(), shrinker.native, say=say)
-        if found and plan.chosen.types == found[-1][1].chosen.types:
-            break  # the same file again
-        pages = texts.shipped("choose"), texts.shipped("report")
-        built = file.with_suffix(f".{number}.gguf")
-        made = shrinker.shrink(Goal(types=plan.chosen.types), built, finalists=1, texts=pages)
+        plan = codesign.plan(opened, asked, LlamaCpp(), Native(), say=say)
+        file, made = files.of(plan.chosen.types)
         predicted = plan.chosen.estimate.kld.value
-        of_cache = predicted - made.predicted_kld  # files are without
-        seen = made.measured.kld + of_cache
-        print(f"{file.stem}: predicted {predicted:.4f}, measured {seen:.4f}", flush=True)
-        found.append((seen, plan, built))
-        if NEAR * limit <= seen <= limit or (number and min(one[0] for one in found) <= limit):
-            break
-        if seen <= limit and predicted < NEAR * aim:
-            break  # the limit does not bind: nothing that loses more was faster
+        seen = made.measured.kld + predicted - made.predicted_kld  # files are without the cost of the cache
+        print(f"{name}: predicted {predicted:.4f}, measured {seen:.4f}", flush=True)
+        if seen <= limit:
+            return plan, file, seen
         aim *= SAFETY * limit / seen
-    kept = [one for one in found if one[0] <= limit]
-    if not kept:
-        raise RuntimeError(f"{file.stem}: no file within {limit:.4f} after {ATTEMPTS} attempts")
-    kld, plan, built = max(kept, key=lambda one: one[0])
-    return plan, built, kld
+    raise RuntimeError(f"{name}: no file within {limit:.4f} after {ATTEMPTS} attempts")
 
 
 # ---- Qwen3-1.7B: random weights --------------------------------------------------------------------
@@ -342,8 +342,9 @@ def _run(pair: Sequence[Contestant], number: int, engine: LlamaCpp) -> list[Time
             sessions[i].time("prefill", 32, 0, 1)
         for turn in range(TURNS):
             for i in (0, 1) if (turn + number) % 2 else (1, 0):
-                (prefill,) = sessions[i].time("prefill", workload.prompt_tokens, 0, 1)
-                prompts[i].append(prefill.seconds)
+                if turn == 0 or prompts[i][0] < LONG_SECONDS:
+                    (prefill,) = sessions[i].time("prefill", workload.prompt_tokens, 0, 1)
+                    prompts[i].append(prefill.seconds)
                 decoded = sessions[i].time("decode", TIMED_STEPS, depth, REPEATS)
                 steps[i] += (sample.seconds / sample.tokens for sample in decoded)
     found = []

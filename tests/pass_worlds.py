@@ -154,9 +154,10 @@ def _head(model: Model) -> Rates:
 
 
 def _others() -> Rates:
-    """Attention without flash takes half as long again; one thread takes twice the time."""
+    """Attention without flash takes half as long again; one thread takes twice the time. The wheel is timed as is."""
     found = Rates("1")
-    for build, kind, flash, cached in product(TRAITS.builds, ATTENTION, ("auto", "off"), ("f16", "q8_0")):
+    changed = [("native", *change) for change in product(("auto", "off"), ("f16", "q8_0"))]
+    for (build, flash, cached), kind in product([("wheel", "auto", "f16"), *changed], ATTENTION):
         tokens = LONG if kind == "prefill" else STEPS
         for depth in (NEAR_BY_KIND[kind], DEEP_BY_KIND[kind]):
             slope = ATTENTION[kind] * (1.5 if flash == "off" else 1.0)

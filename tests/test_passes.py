@@ -107,7 +107,7 @@ def test_passes_between_timed_ones_keep_their_number_and_tokens(passes):
 def test_attention_grows_with_depth_and_threads_share_it():
     """Every layer adds what a position costs; half the threads take twice the time."""
     mix = retyped(MODEL, world.mixed(MODEL))
-    two, one = Settings(2, 2, False, False), Settings(1, 1, False, False)
+    two, one = Settings(2, 2, False, False, build="native"), Settings(1, 1, False, False, build="native")
     rates = PASSES.rates(mix, [two, one, replace(two, flash_attention="off")])
     near, far = (speed.decode_seconds(rates, two, depth, 1).value for depth in (100, 1100))
     assert far - near == pytest.approx(1000 * len(MODEL.layers) * world.ATTENTION["decode"], rel=1e-3)
@@ -215,7 +215,7 @@ def test_factors_of_types_that_never_stand_alone():
 @settings(deadline=None)
 def test_a_disturbed_timing_never_makes_time_negative(share):
     """Whatever a setting was timed at beside the usual one, a pass takes some time, and less for less."""
-    off = replace(Settings(2, 2, False, False), flash_attention="off")
+    off = Settings(2, 2, False, False, flash_attention="off", build="native")
     plain = speed.decode_seconds(PASSES.rates(MODEL, [off]), off, 16, 1).value
     timings = tuple(
         replace(t, seconds=tuple(share * s for s in t.seconds)) if t.knobs.flash_attention == "off" else t

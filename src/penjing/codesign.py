@@ -266,8 +266,7 @@ def settings_for(task: Task) -> list[Settings]:
     )
     tried += [candidates.relaid(s, repack) for s in tried[:1] for repack in (False, True)]
     every = dict.fromkeys(candidates.combinations(question.default, tried, repacks=True))
-    timed = {(t.knobs.build, t.knobs.micro_batch) for t in task.passes.measured.others.timings}
-    plain = [s for s in every if (s.build, s.micro_batch) in timed]
+    plain = [s for s in every if task.passes.measured.know(s)]
     return [*plain, *guesses.drafted(task, plain)]
 
 

@@ -45,17 +45,17 @@ from penjing.rates import KernelRates, Kind, Knobs, PassRates, Rates, Timing
 from penjing.reference import Reference
 
 _REPEATS, _LONG_REPEATS = 3, 2  # of a sample, and of a long one
-_LONG_SECONDS = 0.8  # of a prompt that is timed once
+_LONG_SECONDS = 1.2  # of a prompt that is timed once
 _MOST_REPEATS, _POINT_SECONDS = 12, 0.4  # of short ones, and what they should come to
 # of decode at depth: attention is little beside few layers, and a difference of two timings
 _DEEP_LAYERS, _DEEP_REPEATS = 28, 7
 _COMMON = ("q4_0", "q8_0")
 _SLICE_BITS = 4.25  # per weight, of the smallest type whose slice must not fit into the last-level cache
-_COLD, _MOST_COLD_BYTES = 6, 2**29  # of a slice for decode, in bytes that count as cold for a single matrix
+_COLD, _MOST_COLD_BYTES = 4, 2**29  # of a slice for decode, in bytes that count as cold for a single matrix
 _LEAST_LAYERS, _PREFILL_WEIGHTS = 2, 8e7
 _LEAST_STEPS = 2  # of decode in a sample
 _MOST_SECONDS = 3.0  # of a sample of decode
-_MEMORY_SECONDS = 0.5
+_MEMORY_SECONDS, _KINDS_A_LOOK = 0.5, 2
 _LEAST_CPU_SHARE = 0.7
 _CHANGES: tuple[dict[str, str], ...] = ({}, {"flash_attention": "off"}, {"cache_type": "q8_0"})
 _TURNS = 3  # of a prompt in either micro-batches
@@ -138,8 +138,9 @@ class _Slicer:
 
     def all(self, kinds: Sequence[str], threads: Sequence[int], shown: Bar) -> PassRates:
         rates = self._rates
-        for kind in kinds:
-            self._look_at_memory()
+        for number, kind in enumerate(kinds):
+            if number % _KINDS_A_LOOK == 0:
+                self._look_at_memory()
             rates = replace(rates, slices={**rates.slices, kind: self._slice(kind)})
             shown.advance(1)
         rates = self._again(rates)
@@ -213,18 +214,18 @@ class _Slicer:
         return found
 
     def _others(self, threads: Sequence[int]) -> Rates:
-        """At depth, with other flash attention and cache types for each build, and with other threads."""
-        found = Rates(self._rates.engine_version)
+        """At depth with each build, with other settings with the one that plans take, and with other threads."""
+        found, best = Rates(self._rates.engine_version), self._traits.builds[-1]
         for build, (kind, near) in product(self._traits.builds, NEAR_BY_KIND.items()):
             tokens, looks = (LONG, _LOOKS) if kind == "prefill" else (STEPS, 1)
             n_bytes = self._read(REFERENCE, Point(kind, 1))
             with self._reference.open(self._reference.file(kind), Way(build, False)) as session:
                 usual = session.settings
-                for change in _CHANGES:
+                for change in _CHANGES if build == best else _CHANGES[:1]:
                     session.configure(replace(usual, **change))
                     for depth in (near, DEEP_BY_KIND[kind]):
                         found = self._time(found, session, kind, tokens, depth, n_bytes, looks=looks)
-                if kind == "prefill" and build == self._traits.builds[-1]:  # the one that plans take
+                if kind == "prefill" and build == best:
                     found = _in_small_batches(found, session, usual)
                 for count in threads[1:] if build == "wheel" else ():
                     session.configure(replace(usual, threads=count, prefill_threads=count))
@@ -251,11 +252,13 @@ class _Slicer:
         return rates.add(knobs, tokens, depth, usual.seconds)
 
     def _samples(self, session: Session, kind: Kind, tokens: int, depth: int, together: int) -> list[Sample]:
+        """The first prompt of a session, which reads a mapped file's pages, is a short one with many samples."""
         repeats = self._repeats(kind, tokens, depth, together)
-        if kind == "prefill" and depth == 0:  # the first pass of a size touches new memory
-            (first,) = session.time(kind, tokens, depth, 1)
-            repeats = repeats if first.seconds < _LONG_SECONDS else 1
-        return session.time(kind, tokens, depth, repeats, _MOST_SECONDS, together)
+        if kind == "decode" or tokens < LONG:
+            return session.time(kind, tokens, depth, repeats, _MOST_SECONDS, together)
+        first = session.time(kind, tokens, depth, 1)
+        rest = repeats - 1 if first[0].seconds < _LONG_SECONDS else 0
+        return first + (session.time(kind, tokens, depth, rest) if rest else [])
 
     def _repeats(self, kind: Kind, tokens: int, depth: int, together: int) -> int:
         """More of what is short: the pace of a shared machine goes up and down within tenths of a second."""

@@ -188,6 +188,15 @@ class PassRates(Struct, frozen=True):
     pace_spread: float = 0.0
     memory_bytes_per_s: tuple[float, ...] = ()
 
+    def know(self, settings: Settings) -> bool:
+        """Whether such micro-batches, flash attention and cache were timed with the build of `settings`."""
+        timed = [t.knobs for t in self.others.timings if t.knobs.build == settings.build]
+        attention = {(k.flash_attention, k.cache_type) for k in timed}
+        batches = {k.micro_batch for k in timed}
+        return (
+            settings.micro_batch in batches and (settings.flash_attention, settings.cache_type) in attention
+        )
+
 
 def _without_context(settings: Settings) -> Settings:
     return replace(settings, context_tokens=0)

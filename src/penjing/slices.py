@@ -115,6 +115,6 @@ def _write_random(file: BinaryIO, info: TensorInfo, native: Native) -> None:
     rows = info.n_bytes // type_bytes(info.type, columns, columns)
     drawn = np.random.default_rng(1).normal(0, columns**-0.5, (min(_DRAWN_ROWS, rows), columns))
     stored = native.quantize(info.type, drawn.astype(np.float32)).reshape(-1)
-    piece = np.tile(stored, max(1, _PIECE_BYTES // len(stored)))
+    piece = np.tile(stored, max(1, min(_PIECE_BYTES, info.n_bytes) // len(stored)))
     for start in range(0, info.n_bytes, len(piece)):
         file.write(piece[: info.n_bytes - start].data)

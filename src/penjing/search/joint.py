@@ -186,10 +186,13 @@ def _least(items: Sequence[Item]) -> float:
 
 def cache_may_pay(task: Task) -> bool:
     """A q8_0 cache leaves room that is short, or is the faster one here; it costs quality in any case."""
-    question, usual = task.question, task.question.default
+    question = task.question
+    usual = replace(question.default, build=question.traits.builds[-1])  # with which other caches are timed
     small = replace(usual, cache_type="q8_0")
     room = question.budget_bytes or float("inf")
     if predict_memory(task.model, usual, question.traits).cache_bytes > _CACHE_SHARE * room:
         return True
+    if not task.passes.measured.know(small):
+        return False
     items = priced(task, Layout.of(usual))
     return _rest(task, items, small).total < (1 - _NEAR) * _rest(task, items, usual).total

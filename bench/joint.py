@@ -77,7 +77,7 @@ TURNS, REPEATS, TIMED_STEPS = 2, 2, 12
 LONG_SECONDS = 3.0  # of a prompt that is read once in a round: it sees several speeds of the memory by itself
 ATTEMPTS, SAFETY = 3, 0.98
 USUAL = 0.92  # of a predicted divergence, that most files are measured to have here at most (docs/log.md)
-MEMORY_SECONDS = 4.0
+MEMORY_SECONDS, MEMORY_ROUNDS = 2.5, 3
 BANDWIDTH_AIMS = {"q8_0": 0.85, "q4_0": 0.75}
 
 
@@ -265,7 +265,7 @@ def _bandwidth(
         )
         # on a machine that is shared the memory gives another rate an hour later: it is looked at around each session
         memory, steps = [memory_rate(MEMORY_SECONDS) or float("nan")], []
-        for _ in range(ROUNDS):
+        for _ in range(MEMORY_ROUNDS):
             with engine.open(file, replace(usual, build=traits.builds[-1], mapped=False)) as session:
                 steps.append(median(s.seconds / s.tokens for s in session.time("decode", 32, 16, 3)))
             memory.append(memory_rate(MEMORY_SECONDS) or float("nan"))

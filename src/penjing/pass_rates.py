@@ -21,6 +21,7 @@ from penjing.cost.memory import Traits
 from penjing.cost.pace import Pace
 from penjing.cost.passes import (
     HEAD,
+    PREFILLS,
     REFERENCE,
     Passes,
     Point,
@@ -55,7 +56,7 @@ _COLD, _MOST_COLD_BYTES = 4, 2**29  # of a slice for decode, in bytes that count
 _LEAST_LAYERS, _PREFILL_WEIGHTS = 2, 8e7
 _LEAST_STEPS = 2  # of decode in a sample
 _MOST_SECONDS = 3.0  # of a sample of decode
-_MEMORY_SECONDS, _KINDS_A_LOOK = 0.5, 2
+_MEMORY_SECONDS, _KINDS_A_LOOK = 0.5, 2  # of a look at the memory, and types from one to the next
 _LEAST_CPU_SHARE = 0.7
 _CHANGES: tuple[dict[str, str], ...] = ({}, {"flash_attention": "off"}, {"cache_type": "q8_0"})
 _TURNS = 3  # of a prompt in either micro-batches
@@ -252,10 +253,10 @@ class _Slicer:
         return rates.add(knobs, tokens, depth, usual.seconds)
 
     def _samples(self, session: Session, kind: Kind, tokens: int, depth: int, together: int) -> list[Sample]:
-        """The first prompt of a session, which reads a mapped file's pages, is a short one with many samples."""
         repeats = self._repeats(kind, tokens, depth, together)
         if kind == "decode" or tokens < LONG:
             return session.time(kind, tokens, depth, repeats, _MOST_SECONDS, together)
+        session.time(kind, PREFILLS[0].batch, 0, 1)  # the first prompt of a session takes a little longer
         first = session.time(kind, tokens, depth, 1)
         rest = repeats - 1 if first[0].seconds < _LONG_SECONDS else 0
         return first + (session.time(kind, tokens, depth, rest) if rest else [])

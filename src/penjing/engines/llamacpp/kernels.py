@@ -82,10 +82,11 @@ class _Bench:
         with _Matrix(self, job.kernels[0], job.cold_bytes) as matrix:
             graphs = [matrix.graph(kernel) for kernel in job.kernels]
             samples: list[list[tuple[float, float]]] = [[] for _ in graphs]
-            self._sample(*graphs[0], job.kernels[0].threads)  # warms up: threads, and pages of the weights
-            for _ in range(job.rounds):
+            for number in range(job.rounds + 1):
                 for kernel, (graph, count), taken in zip(job.kernels, graphs, samples, strict=True):
-                    taken.append(self._sample(graph, count, kernel.threads))
+                    found = self._sample(graph, count, kernel.threads)
+                    if number:  # the first round warms up
+                        taken.append(found)
         return [
             KernelTiming(k, *map(tuple, zip(*s, strict=True)))
             for k, s in zip(job.kernels, samples, strict=True)

@@ -7,9 +7,9 @@ Shapes: SmolLM2, Qwen3-0.6B, Qwen3-1.7B and Qwen3-4B (less some of their vocabul
 with random weights. For each the rates are taken once, from slices of one type each. Then whole models in mixes of
 types that no slice has had are timed in two layouts of the weights, with the native build where there is one: decode
 after few and after 2048 tokens, of 1, 4 and 16 sequences, prefill of 512 tokens, and the peak of memory. Each is timed
-in several pieces; the slice that tells the machine's pace is timed before and after each of them, and rates are scaled
-to that, as a plan does with the pace of its moment; nothing else that is timed here enters a prediction. Prints a line
-for each figure, then errors by phase; the last line is one JSON document.
+in several pieces, which take turns; the slice that tells the machine's pace is timed between them, and rates are scaled
+to the median of that, as a plan does with the pace of its moment; nothing else that is timed here enters a prediction.
+Prints a line for each figure, then errors by phase; the last line is one JSON document.
 """
 
 from __future__ import annotations
@@ -32,8 +32,7 @@ import random_model
 from penjing import pass_rates, slices
 from penjing.cli.setting import this_machine
 from penjing.cost import pace, speed
-from penjing.cost.memory import predict_memory
-from penjing.cost.pace import Pace
+from penjing.cost.memory import Traits, predict_memory
 from penjing.cost.passes import Passes
 from penjing.engines.base import Sample
 from penjing.engines.llamacpp import LlamaCpp
@@ -58,7 +57,7 @@ FEWER = SHAPES[2:]  # take long, and are timed in one of the mixes of `_mixes`
 AIMS = {"decode": (5, 12), "prefill": (8, 18), "memory": (3, None)}
 ROUNDS, STEPS, SHALLOW, DEEP, PROMPT = 2, 8, 64, 2048, 512
 PIECES = 3  # of a figure of decode in a round
-LOOKS = 2  # at the machine's pace before and after a prompt, of which there are few pieces; else one
+LOOKS = 2  # at the machine's pace before and after a prompt
 POINT_SECONDS = 0.4  # of a figure of decode at least, and twelve samples at most
 LONG_SECONDS = 4.0  # a prompt that takes so long is timed once a round, from the start
 TOGETHER = (1, 4, 16)
@@ -190,14 +189,24 @@ def _figures(
     model, traits = read_model(path), engine.traits(machine.isa)
     measured: dict[str, list[float]] = {}
     predicted: dict[str, list[Estimate]] = {}
+
+    def keep(what: str, pieces: list[float], passes: Passes) -> None:
+        measured.setdefault(what, []).extend(pieces)
+        predicted.setdefault(what, []).extend([_predicted(model, settings, passes, what)] * len(pieces))
+
     for _ in range(ROUNDS):
         with engine.open(path, settings) as session:
-            for what, seconds, there in _timed(session, reference, rates):
-                measured.setdefault(what, []).append(seconds)
-                passes = Passes(model, pace.at(rates, model, there), traits)
-                predicted.setdefault(what, []).append(_predicted(model, settings, passes, what))
-                if what == PREFILL:  # before the cache is filled by copying it
-                    measured.setdefault("peak", []).append(_peak_bytes(session.process_id))
+            _look(reference, LOOKS)
+            prompt = _prompt(session)
+            # before the cache is filled by copying it
+            measured.setdefault("peak", []).append(_peak_bytes(session.process_id))
+            _look(reference, LOOKS)
+            keep(PREFILL, [prompt], _passes(model, rates, reference, 2 * LOOKS, traits))
+            pieces = _steps(session, reference)
+            looks = 1 + sum(map(len, pieces.values()))
+            passes = _passes(model, rates, reference, looks, traits)
+            for what, seconds in pieces.items():
+                keep(what, seconds, passes)
     for what, estimates in predicted.items():
         yield Figure(
             "prefill" if what == PREFILL else "decode", what, tuple(estimates), tuple(measured[what])
@@ -205,6 +214,11 @@ def _figures(
     memory = predict_memory(model, settings, traits).total_bytes
     within = Estimate(memory, 0.97 * memory, 1.03 * memory, "fitted")
     yield Figure("memory", "peak", (within,) * ROUNDS, tuple(measured["peak"]))
+
+
+def _passes(model: Model, rates: PassRates, reference: Reference, looks: int, traits: Traits) -> Passes:
+    """At the pace of the last looks."""
+    return Passes(model, pace.at(rates, model, reference.recent(rates.pace_seconds, looks)), traits)
 
 
 def _predicted(model: Model, settings: Settings, passes: Passes, what: str) -> Estimate:
@@ -219,37 +233,32 @@ def _predicted(model: Model, settings: Settings, passes: Passes, what: str) -> E
     return (seconds * (1 / STEPS)).estimate()
 
 
-def _timed(
-    session: LlamaSession, reference: Reference, rates: PassRates
-) -> Iterator[tuple[str, float, Pace]]:
-    """What was timed, the seconds, and the pace of the machine before and after."""
-    _look(reference, LOOKS)
-    for what, seconds in _seconds(session):
-        looks = LOOKS if what == PREFILL else 1
-        _look(reference, looks)
-        yield what, seconds, reference.recent(rates.pace_seconds, 2 * looks)
-
-
-def _look(reference: Reference, times: int) -> None:
+def _look(reference: Reference, times: int = 1) -> None:
     for _ in range(times):
         reference.sample("prefill")
         reference.sample("decode")
 
 
-def _seconds(session: LlamaSession) -> Iterator[tuple[str, float]]:
-    threads = session.settings.threads
+def _prompt(session: LlamaSession) -> float:
     # the first touches new memory, which counts where a prompt is short
     prompts = session.time("prefill", PROMPT, 0, 1)
     if prompts[0].seconds < LONG_SECONDS:
         prompts = session.time("prefill", PROMPT, 0, 2)
+    return _calm(prompts, session.settings.threads) * PROMPT
+
+
+def _steps(session: LlamaSession, reference: Reference) -> dict[str, list[float]]:
+    """Seconds a step of each figure of decode, in pieces that take turns."""
     (one,) = session.time("decode", 1, SHALLOW, 1)
-    yield PREFILL, _calm(prompts, threads) * PROMPT
-    for what, (together, depth) in STEPPING.items():
-        steps = max(2, STEPS // together)
-        repeats = min(12, max(3, round(POINT_SECONDS / (one.seconds * steps * together**0.5))))
-        for _ in range(PIECES):
+    pieces: dict[str, list[float]] = {what: [] for what in STEPPING}
+    for _ in range(PIECES):
+        for what, (together, depth) in STEPPING.items():
+            steps = max(2, STEPS // together)
+            repeats = min(12, max(3, round(POINT_SECONDS / (one.seconds * steps * together**0.5))))
             samples = session.time("decode", steps, depth, -(-repeats // PIECES), together=together)
-            yield what, _calm(samples, threads)
+            pieces[what].append(_calm(samples, session.settings.threads))
+            _look(reference)
+    return pieces
 
 
 def _calm(samples: list[Sample], threads: int) -> float:

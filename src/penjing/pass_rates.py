@@ -2,8 +2,8 @@
 
 A slice has the first layers of the model with random weights in one type. The pace of a machine changes within
 minutes, by its clock and by what its neighbours do; so a session of one slice, the reference, stays open all the
-while, and every timing is taken relative to what that one shows around it. Rates that were taken
-before are scaled to what the reference shows now.
+while, and every timing is taken relative to what that one shows meanwhile. Rates that were taken before are scaled to
+what the reference shows now.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from itertools import product
 from statistics import median
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from penjing import kernel_rates, store
@@ -21,6 +22,7 @@ from penjing.cost.memory import Traits
 from penjing.cost.pace import Pace
 from penjing.cost.passes import (
     HEAD,
+    ONE,
     PREFILLS,
     REFERENCE,
     Passes,
@@ -46,7 +48,7 @@ from penjing.rates import KernelRates, Kind, Knobs, PassRates, Rates, Timing
 from penjing.reference import Reference
 
 _REPEATS, _LONG_REPEATS = 3, 2  # of a sample, and of a long one
-_LONG_SECONDS = 1.2  # of a prompt that is timed once
+_LONG_SECONDS = 1.5  # of a prompt that is timed once
 _MOST_REPEATS, _POINT_SECONDS = 12, 0.4  # of short ones, and what they should come to
 # of decode at depth: attention is little beside few layers, and a difference of two timings
 _DEEP_LAYERS, _DEEP_REPEATS = 28, 7
@@ -59,8 +61,7 @@ _MOST_SECONDS = 3.0  # of a sample of decode
 _MEMORY_SECONDS, _KINDS_A_LOOK = 0.5, 2  # of a look at the memory, and types from one to the next
 _LEAST_CPU_SHARE = 0.7
 _CHANGES: tuple[dict[str, str], ...] = ({}, {"flash_attention": "off"}, {"cache_type": "q8_0"})
-_TURNS = 3  # of a prompt in either micro-batches
-_LOOKS = 3  # after a long prompt: what attention takes is a difference of two, each taken to the usual pace
+_TURNS = 3  # of all jobs of a session, and of a prompt in either micro-batches
 
 
 def measured(
@@ -125,6 +126,20 @@ def _layers_with(model: Model, least_weights: float) -> int:
     return count
 
 
+class _Job(Struct, frozen=True):
+    """What a session is timed at: passes of `tokens` tokens or steps, or of `together` sequences, after `depth` others.
+
+    `n_bytes`: what a pass reads of the weights.
+    """
+
+    settings: Settings
+    kind: Kind
+    tokens: int
+    depth: int
+    n_bytes: float
+    together: int = 1
+
+
 class _Slicer:
     """Times slices one after the other, beside the reference."""
 
@@ -171,8 +186,8 @@ class _Slicer:
             points = [p for p in self._points if p.phase == phase]
             for way in self._ways(kind):
                 with self._reference.open(path, way) as session:
-                    for point in points:
-                        found = self._pass(found, session, point, self._read(kind, point))
+                    jobs = [self._job(session, point, self._read(kind, point)) for point in points]
+                    found = self._timed(found, session, jobs)
         return found
 
     def _again(self, rates: PassRates) -> PassRates:
@@ -180,7 +195,8 @@ class _Slicer:
         for kind, way, point in Passes(self._model, rates, self._traits).doubtful(self._points):
             path = self._reference.slice(kind, point.phase, "slice")
             with self._reference.open(path, way) as session:
-                again = self._pass(Rates(rates.engine_version), session, point, self._read(kind, point))
+                job = self._job(session, point, self._read(kind, point))
+                again = self._timed(Rates(rates.engine_version), session, [job])
             slices = {**rates.slices, kind: rates.slices[kind].with_faster(again.timings[0])}
             rates = replace(rates, slices=slices)
         return rates
@@ -188,11 +204,11 @@ class _Slicer:
     def _read(self, kind: str, point: Point) -> float:
         return pace.read_bytes(self._model, kind, self._rates.layers[point.phase], point.batch)
 
-    def _pass(self, found: Rates, session: Session, point: Point, n_bytes: float) -> Rates:
+    def _job(self, session: Session, point: Point, n_bytes: float) -> _Job:
         if point.phase == "prefill":
-            return self._time(found, session, "prefill", point.batch, 0, n_bytes)
+            return _Job(session.settings, "prefill", point.batch, 0, n_bytes)
         steps = max(_LEAST_STEPS, STEPS // point.batch)
-        return self._time(found, session, "decode", steps, NEAR_BY_KIND["decode"], n_bytes, point.batch)
+        return _Job(session.settings, "decode", steps, NEAR_BY_KIND["decode"], n_bytes, point.batch)
 
     def _ways(self, kind: str) -> list[Way]:
         """Every build, and the repacked layout where the engine has one for some matrix of the slice.
@@ -210,66 +226,89 @@ class _Slicer:
         found = Rates(self._rates.engine_version)
         for build in self._traits.builds:
             with self._reference.open(path, Way(build, False)) as session:
-                near, n_bytes = NEAR_BY_KIND["decode"], pace.head_bytes(self._model)
-                found = self._time(found, session, "decode", STEPS, near, n_bytes)
+                found = self._timed(found, session, [self._job(session, ONE, pace.head_bytes(self._model))])
         return found
 
     def _others(self, threads: Sequence[int]) -> Rates:
         """At depth with each build, with other settings with the one that plans take, and with other threads."""
         found, best = Rates(self._rates.engine_version), self._traits.builds[-1]
-        for build, (kind, near) in product(self._traits.builds, NEAR_BY_KIND.items()):
-            tokens, looks = (LONG, _LOOKS) if kind == "prefill" else (STEPS, 1)
-            n_bytes = self._read(REFERENCE, Point(kind, 1))
+        for build, kind in product(self._traits.builds, NEAR_BY_KIND):
             with self._reference.open(self._reference.file(kind), Way(build, False)) as session:
-                usual = session.settings
-                for change in _CHANGES if build == best else _CHANGES[:1]:
-                    session.configure(replace(usual, **change))
-                    for depth in (near, DEEP_BY_KIND[kind]):
-                        found = self._time(found, session, kind, tokens, depth, n_bytes, looks=looks)
+                usual, changes = session.settings, _CHANGES if build == best else _CHANGES[:1]
+                jobs = [
+                    self._other(kind, replace(usual, **change), depth)
+                    for change in changes
+                    for depth in (NEAR_BY_KIND[kind], DEEP_BY_KIND[kind])
+                ]
+                for n in threads[1:] if build == "wheel" else ():
+                    with_threads = replace(usual, threads=n, prefill_threads=n)
+                    jobs.append(self._other(kind, with_threads, NEAR_BY_KIND[kind]))
+                found = self._timed(found, session, jobs)
                 if kind == "prefill" and build == best:
                     found = _in_small_batches(found, session, usual)
-                for count in threads[1:] if build == "wheel" else ():
-                    session.configure(replace(usual, threads=count, prefill_threads=count))
-                    found = self._time(found, session, kind, tokens, near, n_bytes, looks=looks)
         return found
 
-    def _time(
-        self, rates: Rates, session: Session, kind: Kind, tokens: int, depth: int, n_bytes: float, together: int = 1,
-        looks: int = 1,
-    ) -> Rates:  # fmt: skip
-        """One point, a pass of which reads `n_bytes`, as if the machine had kept the pace that others were taken at.
+    def _other(self, kind: Kind, settings: Settings, depth: int) -> _Job:
+        tokens = LONG if kind == "prefill" else STEPS
+        return _Job(settings, kind, tokens, depth, self._read(REFERENCE, Point(kind, 1)))
 
-        `looks`: at the pace after it; those after the point before count as well.
+    def _timed(self, rates: Rates, session: Session, jobs: Sequence[_Job]) -> Rates:
+        """All `jobs` in turn, as if the machine had kept the pace that others were taken at.
+
+        It goes up and down within tenths of a second and within minutes. So a job has its samples at several moments,
+        and its time is taken over the median of what the reference showed meanwhile.
         """
-        knobs = replace(Knobs.of(kind, session.settings), together=together)
-        samples = self._samples(session, kind, tokens, depth, together)
-        for phase in looks * tuple(dict.fromkeys(("prefill", kind))):
+        samples: dict[_Job, list[Sample]] = {job: [] for job in jobs}
+        self._look(jobs[0].kind)
+        turns = [job for turn in range(_TURNS) for job in jobs if turn in self._turns(job)]
+        for job in turns:
+            session.configure(job.settings)
+            samples[job] += self._samples(session, job)
+            self._look(job.kind)
+        now = self._reference.recent(self._rates.pace_seconds, 1 + len(turns))
+        for job, found in samples.items():
+            rates = self._add(rates, job, found, now)
+        return rates
+
+    def _look(self, kind: Kind) -> None:
+        for phase in dict.fromkeys(("prefill", kind)):
             self._reference.sample(phase)
-        calm = list(self._calm(samples, knobs.threads))
-        taken = Timing(knobs, tokens, depth, tuple(s.seconds * tokens / s.tokens for s in calm))
-        now = self._reference.recent(self._rates.pace_seconds, 1 + 2 * looks)
-        flat = pace.flat_seconds(rates, knobs, tokens) if depth > NEAR_BY_KIND[kind] else None
-        usual = pace.undone(taken, flat, now, n_bytes / self._reading)
-        return rates.add(knobs, tokens, depth, usual.seconds)
 
-    def _samples(self, session: Session, kind: Kind, tokens: int, depth: int, together: int) -> list[Sample]:
-        repeats = self._repeats(kind, tokens, depth, together)
-        if kind == "decode" or tokens < LONG:
-            return session.time(kind, tokens, depth, repeats, _MOST_SECONDS, together)
-        session.time(kind, PREFILLS[0].batch, 0, 1)  # the first prompt of a session takes a little longer
-        first = session.time(kind, tokens, depth, 1)
-        rest = repeats - 1 if first[0].seconds < _LONG_SECONDS else 0
-        return first + (session.time(kind, tokens, depth, rest) if rest else [])
+    def _add(self, rates: Rates, job: _Job, samples: Sequence[Sample], now: Pace) -> Rates:
+        knobs = replace(Knobs.of(job.kind, job.settings), together=job.together)
+        calm = self._calm(samples, knobs.threads)
+        taken = Timing(knobs, job.tokens, job.depth, tuple(s.seconds * job.tokens / s.tokens for s in calm))
+        near = job.depth <= NEAR_BY_KIND[job.kind]
+        flat = None if near else pace.flat_seconds(rates, knobs, job.tokens)
+        usual = pace.undone(taken, flat, now, job.n_bytes / self._reading)
+        return rates.add(knobs, job.tokens, job.depth, usual.seconds)
 
-    def _repeats(self, kind: Kind, tokens: int, depth: int, together: int) -> int:
+    def _samples(self, session: Session, job: _Job) -> list[Sample]:
+        """Those of one turn."""
+        if job.kind == "prefill" and job.tokens >= LONG:
+            session.time("prefill", PREFILLS[0].batch, 0, 1)  # the first of a session takes a little longer
+        repeats = -(-self._repeats(job) // len(self._turns(job)))
+        return session.time(job.kind, job.tokens, job.depth, repeats, _MOST_SECONDS, job.together)
+
+    def _turns(self, job: _Job) -> Sequence[int]:
+        """What takes long, or needs a cache to be filled or made anew, is timed in the middle of the others, once."""
+        deep = job.depth > NEAR_BY_KIND[job.kind]
+        times = 1 if deep or job.together > 1 else min(_TURNS, self._repeats(job))
+        return [int((i + 0.5) * _TURNS / times) for i in range(times)]
+
+    def _expected(self, job: _Job) -> float:
+        """Seconds of a sample, roughly."""
+        seconds: float = self._rates.pace_seconds[job.kind] * job.tokens * job.together**0.5
+        return seconds
+
+    def _repeats(self, job: _Job) -> int:
         """More of what is short: the pace of a shared machine goes up and down within tenths of a second."""
-        if tokens >= LONG:
-            return _LONG_REPEATS
-        expected = self._rates.pace_seconds[kind] * tokens * together**0.5
-        repeats = int(min(_MOST_REPEATS, max(_REPEATS, _POINT_SECONDS / expected)))
-        if depth < DEEP_BY_KIND[kind]:
+        if job.tokens >= LONG:
+            return _LONG_REPEATS if self._expected(job) < _LONG_SECONDS else 1
+        repeats = int(min(_MOST_REPEATS, max(_REPEATS, _POINT_SECONDS / self._expected(job))))
+        if job.depth < DEEP_BY_KIND[job.kind]:
             return repeats
-        return max(repeats, min(_DEEP_REPEATS, _DEEP_LAYERS // self._rates.layers[kind]))
+        return max(repeats, min(_DEEP_REPEATS, _DEEP_LAYERS // self._rates.layers[job.kind]))
 
     def _calm(self, samples: Sequence[Sample], threads: int) -> Iterator[Sample]:
         """Samples whose threads got their cores; the best one where none did."""
@@ -299,5 +338,5 @@ def _cache_name(model: Model, machine: Machine, traits: Traits, what: str) -> st
     """Names the shapes, the machine and the engine: models with the same shapes share their rates."""
     shapes = sorted((t.name, t.shape) for t in (*matrices(model), head_of(model)))
     place = f"{machine.cpu} {machine.cores} {traits.version} {traits.builds}"
-    known = f"{model.architecture} {shapes} {place} {what} more looks"
+    known = f"{model.architecture} {shapes} {place} {what} in turns"
     return f"passes/{hashlib.sha256(known.encode()).hexdigest()[:20]}.json"

